@@ -1,0 +1,71 @@
+"""Priced results: line items that add up exactly, in integer nanos of one currency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+NANOS = 1_000_000_000
+"""Nanos in one unit of a currency."""
+
+
+def money(nanos: int) -> Decimal:
+    """An amount in whole currency units, exactly (8_000_000 nanos are 0.008)."""
+    return Decimal(nanos).scaleb(-9)
+
+
+def money_text(nanos: int) -> str:
+    """The amount as the shortest plain decimal text: no exponent, no trailing zeros (``0.008``, ``0``)."""
+    text = format(money(nanos), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+class Basis(StrEnum):
+    """Where the settled amount comes from, best first. It stands on every ledger line."""
+
+    REPORTED = "reported"  # the provider said the money
+    REPORTED_QUANTITY = "reported_quantity"  # the provider said the quantity, the price book the unit price
+    MEASURED = "measured"  # what came out, measured, at the book's price
+    WORST_CASE = "worst_case"  # nothing is known: the most it can have cost
+    UNPRICED = "unpriced"  # no price in force: money unknown, never zero silently
+
+
+@dataclass(frozen=True, slots=True)
+class LineItem:
+    """One price component's share of a charge. Rounded once, to nanos."""
+
+    type: str  # input, output, request
+    metric: str  # megapixel, image, token, step, second, request, ...
+    quantity: Decimal  # consumed, exact
+    billable_quantity: Decimal  # after the component's rounding, minimum and cap
+    unit_price: Decimal  # currency units for one billable unit
+    amount_nanos: int
+    label: str = ""  # which component: "output megapixel", "text input token (high)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, decimals as plain text so that nothing is lost."""
+        return {
+            "type": self.type,
+            "metric": self.metric,
+            "label": self.label,
+            "quantity": format(self.quantity, "f"),
+            "billable_quantity": format(self.billable_quantity, "f"),
+            "unit_price": format(self.unit_price, "f"),
+            "amount": money_text(self.amount_nanos),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A priced usage: its line items in one currency, and the price entry that gave them."""
+
+    items: tuple[LineItem, ...]
+    currency: str
+    price_id: str
+    basis: Basis = Basis.MEASURED
+    total_nanos: int = 0  # the sum of the items' amounts; computed, never passed
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total_nanos", sum(item.amount_nanos for item in self.items))

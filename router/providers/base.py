@@ -1,0 +1,91 @@
+"""What a provider adapter is: a generator that says which HTTP exchanges make a picture, and never performs one.
+
+A flow yields steps and is sent each step's answer; it returns an ImageResult or raises ProviderError:
+
+    response = yield Call(request, billable=True)     # -> httpx.Response, body read
+    yield Job(id)                                     # -> None; durably noted before the flow goes on
+    response = yield Call(poll, after_s=0.5)
+    return ImageResult(...)
+
+Submit, poll and fetch read as straight code, and a test drives the flow by hand. Everything that is the same for all
+providers is the transport's: credentials, trusted hosts, deadlines, timing, connection errors, redaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import httpx
+
+from router.types import GeneratedImage, ImageRequest, ImageResult, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Perform this exchange. The answer is an ``httpx.Response`` whose body has been read.
+
+    ``billable``: once it is sent, the provider may charge. ``after_s``: wait this long first (polling).
+    ``stream``: the answer comes as soon as its headers do; the flow then reads the body with ``Read()``.
+    """
+
+    request: httpx.Request
+    billable: bool = False
+    after_s: float = 0.0
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Send me the next bytes of the streamed answer; ``b""`` at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The provider accepted the work under this id: note it durably, so that a restart can resume and settle it."""
+
+    id: str
+    state: Mapping[str, str]  # what ``resume`` needs: URLs and ids, never a secret
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A real partial picture for a streaming client."""
+
+    image: GeneratedImage
+    index: int
+
+
+Step = Call | Read | Job | Partial
+Flow = Generator[Step, Any, ImageResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """How a provider takes its key: ``header: prefix + key``. The key itself stays in the transport."""
+
+    header: str = "Authorization"
+    prefix: str = "Bearer "
+
+
+class Adapter(Protocol):
+    """One provider's wire format. Stateless but for its base URLs; safe to share between requests."""
+
+    auth: ClassVar[Auth]
+    urls: ClassVar[Mapping[str, str]]
+    """The provider's public base URLs by name, without a trailing slash; configuration may replace them."""
+
+    def __init__(self, urls: Mapping[str, str]) -> None: ...
+
+    def run(self, request: ImageRequest, target: Target) -> Flow:
+        """The exchanges that make this picture. ``request.n`` is never more than ``target.max_images``."""
+        ...
+
+    def resume(self, job: Job, request: ImageRequest | None, target: Target) -> Flow:
+        """Go on with a job that was submitted before a restart; ProviderError(NO_ANSWER) if that is impossible."""
+        ...
+
+    def cancel(self, job: Job) -> Call | None:
+        """The exchange that stops a job, or None if the provider has none."""
+        ...

@@ -1,0 +1,186 @@
+"""The values that travel through the router. All are immutable; none does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from pricing import ImageSize, Reported
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Operation(StrEnum):
+    """What a request does. The words are the label values of the metrics."""
+
+    GENERATE = "generate"
+    EDIT = "edit"
+    VARIATION = "variation"
+
+
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """A picture that came in: its bytes as sent, and what its header says (None where unreadable)."""
+
+    data: bytes
+    format: str | None  # png, jpeg, webp, gif, ...; found from the bytes
+    size: ImageSize | None
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.format}" if self.format else "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What the caller wants of the routing, from the body's ``provider`` object, headers, or its key."""
+
+    sort: str | None = None  # balanced, fastest, cheapest, reliable, weighted, priority
+    order: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    max_cost: Decimal | None = None  # in the reporting currency, for the whole request
+    max_latency_s: float | None = None
+    min_success: float | None = None
+    allow_fallbacks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """A client's request, parsed once and never changed. None means the client left it to the model."""
+
+    operation: Operation
+    model: str
+    prompt: str
+    n: int = 1
+    size: ImageSize | None = None  # None: auto
+    quality: str | None = None
+    background: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    moderation: str | None = None
+    style: str | None = None
+    input_fidelity: str | None = None
+    seed: int | None = None
+    response_format: str | None = None  # url, b64_json; None: the default of model and operation
+    images: tuple[InputImage, ...] = ()
+    mask: InputImage | None = None
+    stream: bool = False
+    partial_images: int = 0
+    user: str | None = None
+    extra: Mapping[str, Any] = NOTHING  # fields that are not OpenAI's, offered to the adapter as they came
+    preferences: Preferences = Preferences()
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the client key's public name and whom to charge. Never holds the key itself."""
+
+    key: str = "anonymous"
+    team: str | None = None
+    project: str | None = None
+    tags: Mapping[str, str] = NOTHING
+    retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRule:
+    """Which output sizes a target makes exactly. Empty ``fixed`` means any size inside the bounds."""
+
+    fixed: tuple[ImageSize, ...] = ()
+    min_side: int = 1
+    max_side: int = 16384
+    multiple_of: int = 1
+    min_pixels: int = 1
+    max_pixels: int = 2**31
+    max_ratio: float | None = None  # longer side / shorter side
+
+    def accepts(self, size: ImageSize) -> bool:
+        if self.fixed:
+            return size in self.fixed
+        short, long = sorted((size.width, size.height))
+        return (
+            self.min_side <= short
+            and long <= self.max_side
+            and size.width % self.multiple_of == 0
+            and size.height % self.multiple_of == 0
+            and self.min_pixels <= size.pixels <= self.max_pixels
+            and (self.max_ratio is None or long <= self.max_ratio * short)
+        )
+
+    def __str__(self) -> str:
+        if self.fixed:
+            return ", ".join(str(size) for size in self.fixed)
+        text = f"{self.min_side} to {self.max_side} px per side"
+        if self.multiple_of > 1:
+            text += f", multiples of {self.multiple_of}"
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One provider serving one model. ``key`` is ``provider/model`` and may be used as the request's model."""
+
+    key: str
+    provider: str
+    model: str
+    endpoints: Mapping[Operation, str]  # the provider's own model id, per operation
+    max_images: int = 1  # pictures one call can make; more are made by several calls
+    max_inputs: int = 0
+    sizes: SizeRule = SizeRule()
+    default_size: ImageSize | None = None  # what the provider makes when no size is sent
+    formats: tuple[str, ...] = ("png",)  # output formats the provider can make
+    mask: bool = False
+    transparent: bool = False
+    streams: bool = False  # has real partial pictures
+    qualities: Mapping[str, str] = NOTHING  # our quality word -> the provider's; empty: not a parameter
+    options: Mapping[str, Any] = NOTHING  # sent with every call, below what the client says
+    attributes: Mapping[str, str] = NOTHING  # words its price depends on when the request has none
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedImage:
+    """A picture that came out, in the form the provider delivered it: exactly one of data, b64, url is set.
+
+    ``b64`` is kept as text so that a client that wants base64 gets it without decoding and encoding.
+    """
+
+    data: bytes | None = None
+    b64: str | bytes | None = None
+    url: str | None = None
+    size: ImageSize | None = None
+    format: str | None = None
+    revised_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something dropped, converted or emulated on the way. ``code`` is for machines."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What a flow returns: pictures, and everything the provider said that money or the client needs."""
+
+    images: tuple[GeneratedImage, ...]
+    tokens: Mapping[str, int] = NOTHING  # keyed as pricing.Usage.tokens
+    usage: Mapping[str, Any] | None = None  # OpenAI's usage object, when the provider sent a complete one
+    reported: Reported | None = None
+    seconds: Decimal | None = None  # billed compute time the provider reported
+    queue_s: float | None = None
+    quality: str | None = None
+    background: str | None = None
+    seed: int | None = None
+    provider_request_id: str | None = None
+    warnings: tuple[Warn, ...] = ()
