@@ -3,4 +3,15 @@
 from pricing.charge import Basis, Charge, LineItem, money, money_text
 from pricing.usage import MEGAPIXEL, Expected, ImageSize, Reported, Usage
 
-__all__ = ["MEGAPIXEL", "Basis", "Charge", "Expected", "ImageSize", "LineItem", "Reported", "Usage", "money", "money_text"]
+__all__ = [
+    "MEGAPIXEL",
+    "Basis",
+    "Charge",
+    "Expected",
+    "ImageSize",
+    "LineItem",
+    "Reported",
+    "Usage",
+    "money",
+    "money_text",
+]

@@ -6,13 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import MappingProxyType
 
 MEGAPIXEL = 1_048_576
 """Pixels in the megapixel that image hosts bill (1024 x 1024); a price component may state another."""
 
-NO_TOKENS: Mapping[str, int] = MappingProxyType({})
-NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
@@ -63,11 +60,11 @@ class Usage:
 
     outputs: tuple[ImageSize, ...] = ()
     inputs: tuple[ImageSize | None, ...] = ()
-    tokens: Mapping[str, int] = NO_TOKENS
+    tokens: Mapping[str, int] = field(default_factory=dict)
     requests: int = 1
     seconds: Decimal | None = None
     steps: int | None = None
-    attributes: Mapping[str, str] = NO_ATTRIBUTES
+    attributes: Mapping[str, str] = field(default_factory=dict)
     reported: Reported | None = None
 
 
@@ -85,4 +82,4 @@ class Expected:
     requests: int = 1
     steps: int | None = None
     partial_images: int = 0
-    attributes: Mapping[str, str] = field(default_factory=lambda: NO_ATTRIBUTES)
+    attributes: Mapping[str, str] = field(default_factory=dict)

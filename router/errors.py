@@ -1,8 +1,8 @@
 """Everything that can go wrong with a request, and the one table that says what follows from it.
 
-    Exception
-      RequestError     the client can fix it, or must be told: carries status, type, code, param of the answer
-      ProviderError    one attempt failed: carries an ErrorKind, and whether it may have been billed
+Exception
+  RequestError     the client can fix it, or must be told: carries status, type, code, param of the answer
+  ProviderError    one attempt failed: carries an ErrorKind, and whether it may have been billed
 """
 
 from __future__ import annotations

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from pricing import ImageSize, Reported
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Operation(StrEnum):
@@ -72,7 +69,9 @@ class ImageRequest:
     stream: bool = False
     partial_images: int = 0
     user: str | None = None
-    extra: Mapping[str, Any] = NOTHING  # fields that are not OpenAI's, offered to the adapter as they came
+    extra: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # fields that are not OpenAI's, offered to the adapter as they came
     preferences: Preferences = Preferences()
 
 
@@ -83,7 +82,7 @@ class Caller:
     key: str = "anonymous"
     team: str | None = None
     project: str | None = None
-    tags: Mapping[str, str] = NOTHING
+    tags: Mapping[str, str] = field(default_factory=dict)
     retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
 
 
@@ -137,9 +136,11 @@ class Target:
     mask: bool = False
     transparent: bool = False
     streams: bool = False  # has real partial pictures
-    qualities: Mapping[str, str] = NOTHING  # our quality word -> the provider's; empty: not a parameter
-    options: Mapping[str, Any] = NOTHING  # sent with every call, below what the client says
-    attributes: Mapping[str, str] = NOTHING  # words its price depends on when the request has none
+    qualities: Mapping[str, str] = field(
+        default_factory=dict
+    )  # our quality word -> the provider's; empty: not a parameter
+    options: Mapping[str, Any] = field(default_factory=dict)  # sent with every call, below what the client says
+    attributes: Mapping[str, str] = field(default_factory=dict)  # words its price depends on when the request has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class ImageResult:
     """What a flow returns: pictures, and everything the provider said that money or the client needs."""
 
     images: tuple[GeneratedImage, ...]
-    tokens: Mapping[str, int] = NOTHING  # keyed as pricing.Usage.tokens
+    tokens: Mapping[str, int] = field(default_factory=dict)  # keyed as pricing.Usage.tokens
     usage: Mapping[str, Any] | None = None  # OpenAI's usage object, when the provider sent a complete one
     reported: Reported | None = None
     seconds: Decimal | None = None  # billed compute time the provider reported

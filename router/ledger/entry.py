@@ -8,12 +8,10 @@ An attempt's state is the sum of its entries. Nothing is updated, nothing delete
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
-
-NOTHING: Mapping[str, Any] = {}
 
 
 class State(StrEnum):
@@ -75,7 +73,7 @@ class Settlement:
     currency: str
     basis: str  # pricing.Basis
     items: tuple[Mapping[str, Any], ...] = ()  # LineItem.as_dict()
-    usage: Mapping[str, Any] = NOTHING  # measured quantities
+    usage: Mapping[str, Any] = field(default_factory=dict)  # measured quantities
     computed_nanos: int | None = None  # the book's figure, kept beside a reported one
     reported_nanos: int | None = None
     error_kind: str | None = None
