@@ -144,6 +144,22 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Provider:
+    """One company or host that runs models, and how this installation reaches it."""
+
+    name: str
+    title: str  # for people: "fal.ai"
+    adapter: str  # a name in router.providers.ADAPTERS, or a dotted path
+    urls: Mapping[str, str]  # base URLs by the adapter's names
+    key: str | None = field(default=None, repr=False)  # the secret itself; never leaves the transport
+    prices: str = ""  # name of its price book
+    result_hosts: tuple[str, ...] = ()  # hosts its pictures may come from, beside its own; "*.fal.media" allowed
+    concurrency: int | None = None  # calls it takes at once, when known
+    timeout_s: float = 120.0  # for one attempt
+    billing: Mapping[str, str] = field(default_factory=dict)  # ErrorKind -> Billed: what failures cost here
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedImage:
     """A picture that came out, in the form the provider delivered it: exactly one of data, b64, url is set.
 
@@ -185,3 +201,47 @@ class ImageResult:
     seed: int | None = None
     provider_request_id: str | None = None
     warnings: tuple[Warn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSummary:
+    """One attempt as the client may see it."""
+
+    provider: str
+    target: str
+    outcome: str
+    latency_ms: int
+    cost_nanos: int
+    billed: str  # no, yes, maybe
+    reason: str  # why this target was chosen
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A finished request: what the client gets, and what it cost."""
+
+    request_id: str
+    created: int  # Unix seconds
+    operation: Operation
+    model: str  # as the client wrote it
+    executed_model: str  # provider/model
+    provider: str
+    provider_name: str
+    images: tuple[GeneratedImage, ...]
+    response_format: str  # url, b64_json or both: what each item must carry
+    cost_nanos: int
+    currency: str
+    items: tuple[Mapping[str, Any], ...]  # line items, JSON-ready
+    attempts: tuple[AttemptSummary, ...]
+    reason: str  # why the delivering target was chosen
+    basis: str = "measured"
+    output_format: str | None = None
+    size: ImageSize | None = None
+    quality: str | None = None
+    background: str | None = None
+    seed: int | None = None
+    usage: Mapping[str, Any] | None = None
+    warnings: tuple[Warn, ...] = ()
+    routing: Mapping[str, Any] | None = None  # the decision record, when asked for
+    provider_s: float = 0.0  # time spent waiting for providers; the rest of the duration is ours
