@@ -1,0 +1,500 @@
+"""A price: the components in force from a date, where they come from, and how each counts what was consumed.
+
+Every shape the market uses is data here, none is code for one provider. The same reader takes a price out of a book and
+out of a snapshot, so that a ledger row can be rated again years later without any file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from fractions import Fraction
+from types import MappingProxyType
+from typing import Any
+
+from pricing.charge import NANOS
+from pricing.document import Fields, PricingError, Problem
+from pricing.tokens import image_output_tokens
+from pricing.usage import ImageSize
+
+TYPES = ("input", "output", "request")
+METRICS = ("megapixel", "pixel", "image", "tile", "step", "token", "second", "request")
+PICTURE_METRICS = frozenset({"megapixel", "pixel", "image", "tile", "step"})
+TOKENS = (
+    "text_input", "cached_text_input", "image_input", "cached_image_input", "image_output", "text_output",
+)  # fmt: skip
+ROUNDINGS = ("up_per_image", "up_per_request", "exact")
+SOURCES = ("official", "secondary", "measured", "operator", "contract")
+CERTAINTIES = ("high", "medium", "low")
+OPEN = "auto"
+"""The word by which a request leaves a choice to the provider; the same as saying nothing."""
+
+Words = Mapping[str, str]
+_NO_WORDS: Words = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """The circumstances a rate holds in: words of the request, and the picture's size."""
+
+    words: tuple[tuple[str, str], ...] = ()
+    size: ImageSize | None = None
+    max_pixels: int | None = None
+
+    def holds(self, words: Words, picture: ImageSize | None) -> bool:
+        if self.size is not None and picture != self.size:
+            return False
+        if self.max_pixels is not None and (picture is None or picture.pixels > self.max_pixels):
+            return False
+        return all(words.get(name) == value for name, value in self.words)
+
+    def __str__(self) -> str:
+        parts = [value for _, value in self.words]
+        if self.size is not None:
+            parts.append(str(self.size))
+        if self.max_pixels is not None:
+            parts.append(f"up to {self.max_pixels} px")
+        return " ".join(parts)
+
+    @classmethod
+    def read(cls, fields: Fields | None) -> When:
+        if fields is None:
+            return cls()
+        size, max_pixels = fields.size("size"), fields.integer("max_pixels")
+        words = tuple((name, fields.text(name)) for name in fields.names())
+        fields.end()
+        return cls(words, size, max_pixels)
+
+    def as_dict(self) -> dict[str, str]:
+        result = dict(self.words)
+        if self.size is not None:
+            result["size"] = str(self.size)
+        if self.max_pixels is not None:
+            result["max_pixels"] = str(self.max_pixels)
+        return result
+
+
+_ALWAYS = When()
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A unit price and when it holds. ``nanos`` is the same as an exact fraction of nanos per unit."""
+
+    unit_price: Decimal
+    when: When = _ALWAYS
+    nanos: tuple[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        exact = Fraction(self.unit_price) * NANOS
+        object.__setattr__(self, "nanos", (exact.numerator, exact.denominator))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A figure that is only expected, with its bounds."""
+
+    low: Decimal
+    expected: Decimal
+    high: Decimal
+    when: When = _ALWAYS
+
+    @classmethod
+    def read(cls, fields: Fields, name: str) -> Span:
+        expected = fields.amount(name)
+        low = fields.decimal("at_least", expected) or Decimal(0)
+        high = fields.decimal("at_most", expected) or Decimal(0)
+        if not low <= expected <= high:
+            fields.problem(name, "at_least, the figure and at_most must be in ascending order")
+        when = When.read(fields.fields("when"))
+        fields.end()
+        return cls(low, expected, high, when)
+
+    def as_dict(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = {name: _plain(self.expected)}
+        if (self.low, self.high) != (self.expected, self.expected):
+            result |= {"at_least": _plain(self.low), "at_most": _plain(self.high)}
+        if self.when != _ALWAYS:
+            result["when"] = self.when.as_dict()
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How to foresee a quantity only the provider can count: tokens or seconds.
+
+    ``q``: OpenAI's token formula, by quality. ``per_image``: so many for each picture. ``per_character`` of the prompt.
+    """
+
+    q: Words = field(default_factory=dict)
+    per_image: tuple[Span, ...] = ()
+    per_character: Span | None = None
+    per_partial_image: int = 0
+
+    @classmethod
+    def read(cls, fields: Fields) -> Estimate:
+        q = fields.words("q")
+        if any(not text.isdecimal() or int(text) == 0 for text in q.values()):
+            fields.problem("q", "must give a whole number per quality")
+            q = {}
+        per_image = tuple(Span.read(row, "quantity") for row in fields.each("per_image", optional=True))
+        characters = fields.fields("per_character")
+        per_character = None if characters is None else Span.read(characters, "quantity")
+        partial = fields.integer("per_partial_image", 0) or 0
+        fields.end()
+        if not q and not per_image and per_character is None:
+            fields.problem("", "must say per_image, per_character or q")
+        return cls(q, per_image, per_character, partial)
+
+    def as_dict(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.q:
+            result["q"] = dict(self.q)
+        if self.per_image:
+            result["per_image"] = [row.as_dict("quantity") for row in self.per_image]
+        if self.per_character is not None:
+            result["per_character"] = self.per_character.as_dict("quantity")
+        if self.per_partial_image:
+            result["per_partial_image"] = str(self.per_partial_image)
+        return result
+
+    def of_picture(self, words: Words, picture: ImageSize | None, bound: str) -> Decimal | int:
+        """The quantity one picture is expected to take; with no row for it, that of the greatest row."""
+        if self.q and picture is not None:
+            q = self.q.get(words.get("quality", ""))
+            return image_output_tokens(int(q) if q else max(map(int, self.q.values())), picture)
+        if not self.per_image:
+            return 0
+        row = next((row for row in self.per_image if row.when.holds(words, picture)), None)
+        row = row or max(self.per_image, key=lambda row: row.high)
+        return row.low if bound == "low" else row.high if bound == "high" else row.expected
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A price per picture derived from OpenAI's tokens: tokens x token price, rounded up, plus a fixed part."""
+
+    q: Words
+    token_price: Decimal
+    round_up_to: Decimal
+    plus: Decimal = Decimal(0)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Formula:
+        q = fields.words("q")
+        if not q or any(not text.isdecimal() or int(text) == 0 for text in q.values()):
+            fields.problem("q", "must give a whole number per quality")
+            q = {"": "1"}
+        result = cls(
+            q,
+            fields.amount("token_price"),
+            fields.amount("round_up_to"),
+            fields.decimal("plus", Decimal(0)) or Decimal(0),
+        )
+        fields.end()
+        if result.round_up_to <= 0:
+            fields.problem("round_up_to", "must be more than 0")
+        return result
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "q": dict(self.q),
+            "token_price": _plain(self.token_price),
+            "round_up_to": _plain(self.round_up_to),
+            "plus": _plain(self.plus),
+        }
+
+    def rate(self, words: Words, picture: ImageSize) -> Rate:
+        q = self.q.get(words.get("quality", "")) or max(self.q.values(), key=int)
+        exact = image_output_tokens(int(q), picture) * Fraction(self.token_price)
+        step = Fraction(self.round_up_to)
+        total = -(-exact // step) * step + Fraction(self.plus)
+        return Rate(Decimal(total.numerator) / Decimal(total.denominator))
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Units grow with the steps: x max(steps, minimum) / included."""
+
+    default: int  # what the provider takes when the request does not say
+    included: int = 1  # the unit price pays for so many
+    minimum: int = 0  # fewer cost as much as this
+
+    @classmethod
+    def read(cls, fields: Fields) -> Steps:
+        result = cls(
+            fields.integer("default") or 0, fields.integer("included", 1) or 0, fields.integer("minimum", 0) or 0
+        )
+        fields.end()
+        if result.default < 1 or result.included < 1:
+            fields.problem("", "default and included must be at least 1")
+            return cls(1)
+        return result
+
+    def as_dict(self) -> dict[str, str]:
+        return {"default": str(self.default), "included": str(self.included), "minimum": str(self.minimum)}
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One metered part of a price.
+
+    For pictures (``type`` says which: those sent, those made, or both), units are counted as ``metric`` says, then
+    ``cap``, ``rounding``, ``minimum`` and the band ``above``..``up_to`` apply, picture by picture unless rounding is
+    per request. Of several rates the first that holds is taken; if none does, the dearest, never zero.
+    """
+
+    type: str
+    metric: str
+    rates: tuple[Rate, ...]
+    label: str = ""
+    when: When = _ALWAYS  # the component counts only then (surcharges)
+    megapixel: int = 0  # pixels in one megapixel, for that metric
+    rounding: str = "exact"
+    minimum: int = 0  # units at least
+    cap: int | None = None  # units at most: larger pictures are scaled down before they are billed
+    assume: Decimal | None = None  # units of a picture whose size nobody knows, where there is no cap
+    fixed: Decimal | None = None  # units of every picture, whatever its size
+    above: int = 0  # only the units after so many ...
+    up_to: int | None = None  # ... and up to so many: "first" and "further" units
+    tile: ImageSize | None = None
+    steps: Steps | None = None
+    token: str = ""
+    estimate: Estimate | None = None
+    formula: Formula | None = None  # the rate of pictures that no rate is for
+    upper_bound: bool = False  # the unit price is the most it can be; the provider says the true one
+
+    @property
+    def of_pictures(self) -> bool:
+        return self.metric in PICTURE_METRICS
+
+    def rate_for(self, words: Words, picture: ImageSize | None) -> Rate:
+        for rate in self.rates:
+            if rate.when is _ALWAYS or rate.when.holds(words, picture):
+                return rate
+        if self.formula is not None and picture is not None:
+            return self.formula.rate(words, picture)
+        return max(self.rates, key=lambda rate: rate.unit_price)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Component:
+        type_ = fields.text("type", choices=TYPES)
+        metric = fields.text("metric", choices=METRICS)
+        label = fields.text("label", "")
+        when = When.read(fields.fields("when"))
+        per = 1
+        if metric == "token":
+            per = fields.integer("per") or 0
+            if per not in (1, 1000, 1_000_000):
+                fields.problem("per", "must say for how many tokens unit_price is: 1, 1000 or 1000000")
+                per = 1
+        rates = _read_rates(fields, per)
+        values: dict[str, Any] = {"upper_bound": fields.flag("upper_bound")}
+        if metric == "megapixel":
+            values["megapixel"] = fields.integer("megapixel") or 0
+            if values["megapixel"] not in (1_048_576, 1_000_000):
+                fields.problem("megapixel", "must be 1048576 or 1000000, the pixels of one megapixel")
+                values["megapixel"] = 1_000_000
+            values["rounding"] = fields.text("rounding", choices=ROUNDINGS)
+            values["fixed"] = fields.decimal("fixed", optional=True)
+            values["minimum"] = fields.integer("minimum", 0)
+        if metric in ("megapixel", "pixel"):
+            values["cap"] = fields.integer("cap")
+            values["assume"] = fields.decimal("assume", optional=True)
+            values["above"] = fields.integer("above", 0)
+            values["up_to"] = fields.integer("up_to")
+            if values["up_to"] is not None and values["up_to"] <= values["above"]:
+                fields.problem("up_to", "must be more than above")
+            if type_ != "output" and all(values.get(name) is None for name in ("cap", "assume", "fixed")):
+                fields.problem("", "needs cap, fixed or assume: what a picture of unknown size costs")
+        if metric == "tile":
+            values["tile"] = fields.size("tile")
+            values["assume"] = fields.decimal("assume", optional=True)
+            if values["tile"] is None:
+                fields.problem("tile", "is missing: the size of one tile")
+                values["tile"] = ImageSize(512, 512)
+            if type_ != "output" and values["assume"] is None:
+                fields.problem("assume", "is missing: the tiles of a picture of unknown size")
+        steps = fields.fields("steps") if metric in PICTURE_METRICS else None
+        if steps is not None:
+            values["steps"] = Steps.read(steps)
+        elif metric == "step":
+            fields.problem("steps", "is missing: how many a picture takes when the request does not say")
+            values["steps"] = Steps(1)
+        if metric == "token":
+            values["token"] = fields.text("token", choices=TOKENS)
+        if metric in ("token", "second"):
+            estimate = fields.fields("estimate")
+            if estimate is not None:
+                values["estimate"] = Estimate.read(estimate)
+            elif not values.get("token", "").startswith("cached_"):
+                fields.problem("estimate", "is missing: how many to expect before the provider has counted")
+        if metric == "image" and (formula := fields.fields("formula")) is not None:
+            values["formula"] = Formula.read(formula)
+        fields.end()
+        return cls(type_, metric, rates, label, when, **values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The component as a book would have it, all scalars text."""
+        result: dict[str, Any] = {"type": self.type, "metric": self.metric}
+        if self.label:
+            result["label"] = self.label
+        if self.when != _ALWAYS:
+            result["when"] = self.when.as_dict()
+        if self.metric == "token":
+            result |= {"token": self.token, "per": "1"}
+        if len(self.rates) == 1 and self.rates[0].when == _ALWAYS:
+            result["unit_price"] = _plain(self.rates[0].unit_price)
+        else:
+            result["rates"] = [
+                {"unit_price": _plain(rate.unit_price)}
+                | ({"when": rate.when.as_dict()} if rate.when != _ALWAYS else {})
+                for rate in self.rates
+            ]
+        if self.metric == "megapixel":
+            result |= {"megapixel": str(self.megapixel), "rounding": self.rounding}
+        for name in ("minimum", "cap", "assume", "fixed", "above", "up_to", "tile"):
+            value = getattr(self, name)
+            if value is not None and value != 0:
+                result[name] = _plain(value) if isinstance(value, Decimal) else str(value)
+        for part in ("steps", "estimate", "formula"):
+            value = getattr(self, part)
+            if value is not None:
+                result[part] = value.as_dict()
+        if self.upper_bound:
+            result["upper_bound"] = "true"
+        return result
+
+
+def _read_rates(fields: Fields, per: int) -> tuple[Rate, ...]:
+    """One ``unit_price``, or ``rates`` of which the first that holds is taken."""
+    if "rates" not in fields:
+        return (Rate(fields.amount("unit_price") / per),)
+    if "unit_price" in fields:
+        fields.problem("unit_price", "cannot stand beside rates")
+        fields.amount("unit_price")
+    rates: list[Rate] = []
+    for row in fields.each("rates"):
+        rate = Rate(row.amount("unit_price") / per, When.read(row.fields("when")))
+        row.end()
+        if any(earlier.when == rate.when for earlier in rates):
+            row.problem("when", "is the same as that of an earlier rate, which would always win")
+        rates.append(rate)
+    return tuple(rates) or (Rate(Decimal(0)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one sku of one book costs from ``effective_at`` on. ``at`` equal to it already counts."""
+
+    book: str
+    sku: str  # the provider's own model id
+    effective_at: datetime
+    currency: str
+    components: tuple[Component, ...]
+    source: str  # official, secondary, measured, operator, contract
+    source_url: str
+    checked_at: date
+    certainty: str = "high"
+    note: str = ""
+    open: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the provider may choose when the request says nothing or ``auto``, by word; the expected choice first."""
+    sizes: tuple[ImageSize, ...] = ()
+    """The same for the output's size."""
+    reported: Mapping[str, Decimal] = field(default_factory=dict)
+    """What one reported unit (credit, tick, catalogue unit, ...) is worth in ``currency``."""
+    id: str = field(init=False, compare=False)
+    defaults: Words = field(init=False, repr=False, compare=False)
+    """The expected choice for each open word."""
+    estimated: bool = field(init=False, repr=False, compare=False)
+    """Some component's quantity or price is only known afterwards."""
+
+    def __post_init__(self) -> None:
+        moment = self.effective_at
+        midnight = (moment.hour, moment.minute, moment.second, moment.microsecond) == (0, 0, 0, 0)
+        text = moment.date().isoformat() if midnight else moment.isoformat().replace("+00:00", "Z")
+        object.__setattr__(self, "id", f"{self.book}:{self.sku}@{text}")
+        object.__setattr__(self, "defaults", {name: choices[0] for name, choices in self.open.items()})
+        estimated = any(component.estimate is not None or component.upper_bound for component in self.components)
+        object.__setattr__(self, "estimated", estimated)
+
+    def words(self, attributes: Words) -> Words:
+        """The request's words with the provider's choices where it said nothing."""
+        if not self.defaults:
+            return attributes
+        return {**self.defaults, **{name: value for name, value in attributes.items() if value != OPEN}}
+
+    @classmethod
+    def read(cls, fields: Fields, book: str, sku: str) -> Price:
+        values: dict[str, Any] = {
+            "effective_at": fields.instant("effective_at"),
+            "currency": fields.text("currency"),
+            "source": fields.text("source", choices=SOURCES),
+            "source_url": fields.text("source_url"),
+            "checked_at": fields.day("checked_at"),
+            "certainty": fields.text("certainty", "high", CERTAINTIES),
+            "note": fields.text("note", ""),
+        }
+        currency = values["currency"]
+        if currency and not (len(currency) == 3 and currency.isascii() and currency.isupper()):
+            fields.problem("currency", f"{currency!r} is not an ISO 4217 code such as USD")
+        if (open_words := fields.fields("open")) is not None:
+            values["open"] = {name: open_words.texts(name) or ("",) for name in open_words.names()}
+        sizes = []
+        for text in fields.texts("sizes", optional=True):
+            try:
+                sizes.append(ImageSize.parse(text))
+            except ValueError as error:
+                fields.problem("sizes", str(error))
+        if (reported := fields.fields("reported")) is not None:
+            values["reported"] = {name: reported.amount(name) for name in reported.names()}
+        components = tuple(Component.read(component) for component in fields.each("components"))
+        fields.end()
+        return cls(book=book, sku=sku, components=components, sizes=tuple(sizes), **values)
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-ready and complete: ``from_snapshot`` rates exactly as this does, without any file."""
+        result: dict[str, Any] = {
+            "book": self.book,
+            "sku": self.sku,
+            "effective_at": self.effective_at.isoformat().replace("+00:00", "Z"),
+            "currency": self.currency,
+            "source": self.source,
+            "source_url": self.source_url,
+            "checked_at": self.checked_at.isoformat(),
+            "certainty": self.certainty,
+        }
+        if self.note:
+            result["note"] = self.note
+        if self.open:
+            result["open"] = {name: list(choices) for name, choices in self.open.items()}
+        if self.sizes:
+            result["sizes"] = [str(size) for size in self.sizes]
+        if self.reported:
+            result["reported"] = {unit: _plain(value) for unit, value in self.reported.items()}
+        result["components"] = [component.as_dict() for component in self.components]
+        return result
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> Price:
+        """The price a snapshot holds; PricingError if it is not one."""
+        problems: list[Problem] = []
+        fields = Fields(snapshot, "snapshot", "", problems)
+        price = cls.read(fields, fields.text("book"), fields.text("sku"))
+        if problems:
+            raise PricingError(problems)
+        return price
+
+
+def utc(moment: datetime) -> datetime:
+    """The moment in UTC; a time without a zone could be any moment and is refused with ValueError."""
+    if moment.tzinfo is None:
+        raise ValueError("a price needs a time with a time zone")
+    return moment.astimezone(UTC)
+
+
+def _plain(value: Decimal) -> str:
+    text = format(value, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
