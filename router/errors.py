@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from router.types import ImageResult
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -27,7 +30,7 @@ class RequestError(Exception):
         code: str | None = None,
         param: str | None = None,
         type: str = INVALID,
-        retry: bool | None = None,
+        retry: bool = False,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
         details: Mapping[str, Any] | None = None,
@@ -38,7 +41,7 @@ class RequestError(Exception):
         self.code = code
         self.param = param
         self.type = type
-        self.retry = status >= 500 if retry is None and retry_after_s is not None else bool(retry)
+        self.retry = retry  # x-should-retry: a blind re-send by the client's SDK may buy the picture again
         self.retry_after_s = retry_after_s
         self.headers = dict(headers or {})
         self.details = dict(details or {})  # extra keys inside the error object
@@ -128,6 +131,7 @@ class ProviderError(Exception):
         param: str | None = None,
         provider_request_id: str | None = None,
         details: Mapping[str, Any] | None = None,
+        evidence: ImageResult | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -139,6 +143,7 @@ class ProviderError(Exception):
         self.param = param
         self.provider_request_id = provider_request_id
         self.details = dict(details or {})
+        self.evidence = evidence  # what the provider said about its bill all the same: a result without pictures
 
     @property
     def consequence(self) -> Consequence:

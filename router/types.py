@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
@@ -73,6 +74,7 @@ class ImageRequest:
         default_factory=dict
     )  # fields that are not OpenAI's, offered to the adapter as they came
     preferences: Preferences = Preferences()
+    warnings: tuple[Warn, ...] = ()  # what reading the request already dropped or converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,32 @@ class Provider:
     concurrency: int | None = None  # calls it takes at once, when known
     timeout_s: float = 120.0  # for one attempt
     billing: Mapping[str, str] = field(default_factory=dict)  # ErrorKind -> Billed: what failures cost here
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A public model of the catalogue and the targets that serve it, in the operator's order."""
+
+    slug: str
+    name: str
+    creator: str
+    targets: tuple[Target, ...]
+    aliases: tuple[str, ...] = ()
+    family: str | None = None
+    status: str = "active"  # active, preview, deprecated
+    released: date | None = None
+    retires: date | None = None  # from this day on the successor serves the name
+    successor: str | None = None
+    licence: str | None = None
+    tags: tuple[str, ...] = ()
+    default_size: ImageSize | None = None  # used when the client names none; None: the provider chooses
+    unpriced: str = "reject"  # reject, allow: what to do where no price is in force
+    description: str | None = None
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        offered = {operation for target in self.targets for operation in target.endpoints}
+        return tuple(operation for operation in Operation if operation in offered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +273,16 @@ class Completed:
     warnings: tuple[Warn, ...] = ()
     routing: Mapping[str, Any] | None = None  # the decision record, when asked for
     provider_s: float = 0.0  # time spent waiting for providers; the rest of the duration is ours
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Streaming: validation and routing are done and a provider has taken the work; a status may be committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartialImage:
+    """Streaming: a real partial picture from the provider."""
+
+    image: GeneratedImage
+    index: int

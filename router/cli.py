@@ -1,0 +1,300 @@
+"""The command ``pixelroute``: serve, demo, sandbox, check, quote, report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from pricing import ImageSize, money_text
+from router import __version__
+from router.config import ConfigError, Settings, default_config, load
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+GROUPS = "provider, model, key, team, project, day, target, operation, or tag:NAME"
+
+config_option = click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="PIXELROUTE_CONFIG",
+    help="Configuration file; several add up, later ones win.  [default: ./providers.yaml, else the packaged one]",
+)
+ledger_option = click.option(
+    "--ledger",
+    envvar="PIXELROUTE_LEDGER",
+    help="Ledger URL, sqlite:///path/ledger.db.  [default: the configuration's]",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="pixelroute")
+def main() -> None:
+    """An image-generation gateway: OpenAI's Images API in, the best provider out, every cent in a durable ledger.
+
+    Without any key: `pixelroute demo` shows everything on the sandbox providers, `pixelroute serve --sandbox` keeps
+    them for your application. With keys in the environment (FAL_KEY, OPENAI_API_KEY, ...): `pixelroute serve`.
+    """
+
+
+def settings_from(configs: Sequence[Path], *, keyless: bool = False) -> Settings:
+    """Load the configuration or leave with every problem printed."""
+    paths = tuple(configs) or (default_config(),)
+    try:
+        return load(paths, keyless=keyless, today=datetime.now(UTC).date())
+    except ConfigError as error:
+        _print_problems(error)
+        sys.exit(2)
+
+
+def _print_problems(error: ConfigError) -> None:
+    for problem in error.problems:
+        err.print(f"[red]problem[/red]  {problem}", markup=True, soft_wrap=True)
+    count = len(error.problems)
+    err.print(f"{count} problem{'s' if count != 1 else ''}; nothing was started.")
+
+
+# --- serving ----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@config_option
+@ledger_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one.")
+@click.option("--sandbox", is_flag=True, help="Use the built-in provider emulators instead of real hosts: no key, no bill.")
+@click.option("--sandbox-speed", default=0.1, show_default=True, help="Sandbox latencies as a share of the real ones.")
+@click.option("--log-format", type=click.Choice(["auto", "json", "console"]), default="auto", show_default=True)
+def serve(
+    configs: tuple[Path, ...],
+    ledger: str | None,
+    host: str,
+    port: int,
+    sandbox: bool,
+    sandbox_speed: float,
+    log_format: str,
+) -> None:
+    """Serve applications until interrupted.
+
+    The client key comes from PIXELROUTE_API_KEY (required when listening beyond loopback); the console, metrics and
+    API share the port.
+    """
+    from router.app import StartError, serve_forever
+
+    if ledger:
+        os.environ["PIXELROUTE_LEDGER"] = ledger
+    paths = tuple(configs) or (default_config(),)
+    try:
+        serve_forever(
+            paths, host=host, port=port, sandbox=sandbox, sandbox_speed=sandbox_speed, log_format=log_format
+        )
+    except ConfigError as error:
+        _print_problems(error)
+        sys.exit(2)
+    except StartError as error:
+        err.print(f"[red]cannot start[/red]  {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=9100, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--speed", default=0.1, show_default=True, help="Latencies as a share of the real ones.")
+def sandbox(host: str, port: int, speed: float) -> None:
+    """Run the provider emulators alone, for tests of other programs; prints their base URLs and keys."""
+    from router.app import sandbox_forever
+
+    sandbox_forever(host, port, speed, out.print)
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="End after the requests; the exit status tells success.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--pictures", default="demo-pictures", show_default=True, type=click.Path(path_type=Path, file_okay=False))
+def demo(once: bool, port: int, pictures: Path) -> None:
+    """Send a few requests through a router on the sandbox, show choices, pictures, costs and the report; keep serving."""
+    from router.demo import run
+
+    sys.exit(run(once=once, port=port, pictures=pictures, console=out))
+
+
+# --- looking ----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@config_option
+def check(configs: tuple[Path, ...]) -> None:
+    """Check the configuration and the price books; print every problem with file and key."""
+    from router.app import check_settings
+
+    settings = settings_from(configs, keyless=True)
+    problems, notes = check_settings(settings)
+    for note in notes:
+        out.print(f"[yellow]note[/yellow]     {note}", soft_wrap=True)
+    for problem in problems:
+        err.print(f"[red]problem[/red]  {problem}", soft_wrap=True)
+    ready = settings_from(configs)
+    table = Table("provider", "state", "models", box=None, header_style="bold")
+    for name in settings.providers:
+        models = sum(any(t.provider == name for t in model.targets) for model in settings.models.values())
+        table.add_row(name, ready.disabled.get(name, "ready"), str(models))
+    for name, why in settings.disabled.items():
+        table.add_row(name, why, "-")
+    out.print(table)
+    out.print(
+        f"{len(settings.models)} models, {len(settings.targets)} targets, price book {settings.books.version[:12]}: "
+        + ("no problems." if not problems else f"{len(problems)} problems.")
+    )
+    sys.exit(1 if problems else 0)
+
+
+class SizeType(click.ParamType):
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, ImageSize):
+            return value
+        try:
+            return ImageSize.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@main.command()
+@config_option
+@click.argument("model")
+@click.option("--size", type=SizeType(), help="Output size.  [default: the model's]")
+@click.option("-n", "--images", "n", default=1, show_default=True, type=click.IntRange(1, 10))
+@click.option("--input", "inputs", multiple=True, type=SizeType(), help="Size of a source picture; makes it an edit.")
+@click.option("--quality", help="low, medium, high, ...")
+@click.option("--prompt", default="a picture", help="Prompt, where its length matters.")
+@click.option("--json", "as_json", is_flag=True, help="Print the dry-run body.")
+def quote(
+    configs: tuple[Path, ...],
+    model: str,
+    size: ImageSize | None,
+    n: int,
+    inputs: tuple[ImageSize, ...],
+    quality: str | None,
+    prompt: str,
+    as_json: bool,
+) -> None:
+    """What a request would cost at every provider that could serve MODEL, before sending anything."""
+    from router.app import quote_offline
+    from router.errors import RequestError
+
+    settings = settings_from(configs, keyless=True)
+    try:
+        body = quote_offline(settings, model=model, size=size, n=n, inputs=inputs, quality=quality, prompt=prompt)
+    except RequestError as error:
+        err.print(f"[red]cannot be quoted[/red]  {error.message}", soft_wrap=True)
+        sys.exit(1)
+    if as_json:
+        sys.stdout.buffer.write(orjson.dumps(body, option=orjson.OPT_INDENT_2) + b"\n")
+        return
+    table = Table("target", "cost", "at least", "at most", "price in force", "note", box=None, header_style="bold")
+    for candidate in body["candidates"]:
+        if candidate.get("cost") is None:
+            table.add_row(candidate["target"], "-", "-", "-", "-", f"cannot serve it: {candidate['excluded']}")
+            continue
+        table.add_row(
+            candidate["target"],
+            f"{candidate['cost']} {candidate['currency']}",
+            candidate["cost_low"],
+            candidate["cost_high"],
+            candidate["price_version"],
+            candidate["hint"] or "",
+        )
+    out.print(table)
+
+
+@main.command()
+@config_option
+@ledger_option
+@click.option("--by", default="provider", show_default=True, help=f"Group by {GROUPS}.")
+@click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC.  [default: 30 days ago]")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC, exclusive.  [default: now]")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--sandbox", is_flag=True, help="Report the sandbox's play money instead of the real ledger.")
+def report(
+    configs: tuple[Path, ...],
+    ledger: str | None,
+    by: str,
+    since: datetime | None,
+    until: datetime | None,
+    form: str,
+    sandbox: bool,
+) -> None:
+    """Costs from the ledger: settled, unknown (at their estimate) and paid without delivery, exact to the nano."""
+    from router.ledger import LedgerError, Reports
+
+    url = ledger or _ledger_url(configs, sandbox)
+    start = since.replace(tzinfo=UTC) if since else datetime.now(UTC) - timedelta(days=30)
+    end = until.replace(tzinfo=UTC) if until else datetime.now(UTC) + timedelta(seconds=1)
+    try:
+        rows = Reports(url).costs(by, start, end)
+        open_rows = Reports(url).unsettled()
+    except (LedgerError, ValueError) as error:
+        err.print(f"[red]cannot report[/red]  {error}", soft_wrap=True)
+        sys.exit(2)
+    if form == "table":
+        out.print(report_table(by, rows))
+        if open_rows:
+            out.print(f"{len(open_rows)} attempts are unsettled; they count at their estimate until evidence comes.")
+        return
+    dicts = [row.as_dict() for row in rows]
+    if form == "json":
+        sys.stdout.buffer.write(orjson.dumps(dicts, option=orjson.OPT_INDENT_2) + b"\n")
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(dicts[0]) if dicts else [by])
+    writer.writeheader()
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in dicts)
+    sys.stdout.write(text.getvalue())
+
+
+def _inert(value: Any) -> Any:
+    """Text that a spreadsheet will not run as a formula."""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value
+
+
+def _ledger_url(configs: Sequence[Path], sandbox: bool) -> str:
+    if sandbox:
+        return "sqlite:///pixelroute-data/sandbox.db"
+    return settings_from(configs, keyless=True).ledger_url
+
+
+def report_table(by: str, rows: Sequence[Any]) -> Table:
+    """The cost report for a terminal. Money is printed exactly, not rounded."""
+    table = Table(by, "requests", "attempts", "images", "megapixels", "settled", "unknown", "undelivered", "currency")
+    table.box, table.header_style = None, "bold"
+    for column in table.columns[1:8]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            str(row.group),
+            str(row.requests),
+            str(row.attempts),
+            str(row.images),
+            f"{row.megapixels:.2f}",
+            money_text(row.cost_nanos),
+            money_text(row.unknown_nanos),
+            money_text(row.undelivered_nanos),
+            row.currency,
+        )
+    return table

@@ -1,0 +1,174 @@
+"""From what the provider delivered to what the client asked for: fetched, measured, converted, kept.
+
+Pictures are measured from their own bytes, whatever anybody said about them: the client is told the true size, and
+megapixels are charged by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import pybase64
+
+from pricing import ImageSize
+from router import media
+from router.errors import ErrorKind, ProviderError
+from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
+
+_HEAD = 4096  # characters of base64 that are enough to read any header we know
+_OFF_LOOP = 128 * 1024  # bytes from which decoding and encoding leave the event loop
+
+
+class Downloads(Protocol):
+    """The part of the transport that fetches a provider's picture."""
+
+    async def download(
+        self, url: str, provider: Provider, *, timeout_s: float, max_bytes: int
+    ) -> tuple[bytes, str | None]: ...
+
+
+class Store(Protocol):
+    """Keeps pictures that need a URL; answers with the path and query of a signed link."""
+
+    async def put(self, data: bytes, format: str, request_id: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The pictures as the client gets them, and the sizes that were really made."""
+
+    images: tuple[GeneratedImage, ...]
+    made: tuple[ImageSize, ...]  # as they came from the provider: what is charged
+    format: str
+    warnings: tuple[Warn, ...]
+
+
+class Delivery:
+    """Turns an ImageResult into what the client asked for."""
+
+    def __init__(self, downloads: Downloads, store: Store, *, max_bytes: int) -> None:
+        self._downloads = downloads
+        self._store = store
+        self._max_bytes = max_bytes
+
+    async def fetch(self, result: ImageResult, provider: Provider, *, timeout_s: float) -> ImageResult:
+        """The result with bytes or base64 for every picture, measured. ProviderError(DOWNLOAD) if one cannot be had."""
+        images = [image if image.url is None else None for image in result.images]
+        links = [image for image in result.images if image.url is not None]
+        if links:
+            fetched = iter(
+                await asyncio.gather(
+                    *(
+                        self._downloads.download(
+                            str(image.url), provider, timeout_s=timeout_s, max_bytes=self._max_bytes
+                        )
+                        for image in links
+                    )
+                )
+            )
+            images = [
+                image if image is not None else replace(original, url=None, data=next(fetched)[0])
+                for image, original in zip(images, result.images, strict=True)
+            ]
+        return replace(result, images=tuple(measured(image) for image in images if image is not None))
+
+    async def hand_over(
+        self, result: ImageResult, request: ImageRequest, response_format: str, request_id: str
+    ) -> Delivered:
+        """The fetched pictures in the format and form the client asked for."""
+        warnings = list(result.warnings)
+        made = tuple(image.size for image in result.images if image.size is not None)
+        images = list(result.images)
+        if (wanted := request.output_format) is not None and any(image.format != wanted for image in images):
+            images = list(await asyncio.gather(*(self._converted(image, request) for image in images)))
+            warnings.append(
+                Warn("output_format_converted", f"Pictures were converted to {wanted} by the router.", "output_format")
+            )
+        if request.size is not None and any(size != request.size for size in made):
+            warnings.append(Warn("size_changed", f"The provider made {made[0]} instead of {request.size}.", "size"))
+        if response_format in ("url", "both"):
+            images = list(await asyncio.gather(*(self._linked(image, request_id) for image in images)))
+        if response_format == "url":
+            images = [replace(image, data=None, b64=None) for image in images]
+        return Delivered(tuple(images), made, images[0].format or "png", tuple(warnings))
+
+    async def _converted(self, image: GeneratedImage, request: ImageRequest) -> GeneratedImage:
+        wanted = str(request.output_format)
+        if image.format == wanted:
+            return image
+        data = await raw(image)
+        converted = await asyncio.to_thread(media.convert, data, wanted, compression=request.output_compression)
+        return replace(image, data=converted, b64=None, format=wanted)
+
+    async def _linked(self, image: GeneratedImage, request_id: str) -> GeneratedImage:
+        data = await raw(image)
+        link = await self._store.put(data, image.format or "png", request_id)
+        return replace(image, url=link)
+
+
+async def raw(image: GeneratedImage) -> bytes:
+    """The picture's bytes, decoded off the event loop when they are many."""
+    if image.data is not None:
+        return image.data
+    text = image.b64 or b""
+    if len(text) > _OFF_LOOP:
+        return await asyncio.to_thread(pybase64.b64decode, text)
+    return pybase64.b64decode(text)
+
+
+def measured(image: GeneratedImage) -> GeneratedImage:
+    """The picture with size and format read from its own header; ProviderError(UNUSABLE) if it is none."""
+    if image.data is not None:
+        found = media.probe(image.data)
+    else:
+        found = media.probe_base64(image.b64 or "")
+    if found is None:
+        raise ProviderError(ErrorKind.UNUSABLE, "The provider's answer holds no readable picture.")
+    return replace(image, size=found.size, format=found.format)
+
+
+def merged(results: tuple[ImageResult, ...]) -> ImageResult:
+    """Several calls that together made one request's pictures, as one result."""
+    first, *others = results
+    if not others:
+        return first
+    tokens: dict[str, int] = {}
+    for result in results:
+        for name, count in result.tokens.items():
+            tokens[name] = tokens.get(name, 0) + count
+    reported = first.reported
+    if reported is not None:
+        if all(other.reported is not None and other.reported.unit == reported.unit for other in others):
+            total = sum((result.reported.amount for result in results if result.reported), start=reported.amount * 0)
+            reported = replace(reported, amount=total)
+        else:
+            reported = None  # an incomplete report is no report
+    seconds = [result.seconds for result in results]
+    return replace(
+        first,
+        images=tuple(image for result in results for image in result.images),
+        tokens=tokens,
+        usage=_merged_usage([result.usage for result in results]),
+        reported=reported,
+        seconds=sum(s for s in seconds if s is not None) if all(s is not None for s in seconds) else None,  # type: ignore[arg-type]
+        warnings=tuple(dict.fromkeys(warning for result in results for warning in result.warnings)),
+    )
+
+
+def _merged_usage(usages: list[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    if any(usage is None for usage in usages):
+        return None
+
+    def add(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+        total: dict[str, Any] = {}
+        for name, value in parts[0].items():
+            if isinstance(value, Mapping):
+                total[name] = add([part.get(name) or {} for part in parts])
+            elif isinstance(value, int):
+                total[name] = sum(int(part.get(name) or 0) for part in parts)
+        return total
+
+    return add([usage for usage in usages if usage is not None])

@@ -1,0 +1,568 @@
+"""The whole use case, top to bottom: candidates, quotes, choice, attempt, meter, book, deliver.
+
+This is the only module that sees routing, providers, pricing and ledger, and ``Gateway.run`` reads like the data flow
+in CONTRIBUTING.md. Once an attempt is open the work no longer depends on the client staying: the provider may bill,
+so its row will be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pricing import MEGAPIXEL, Usage, settle
+from pricing import Settlement as Priced
+from router import booking
+from router.delivery import Delivered, Delivery, merged
+from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
+from router.events import Observer
+from router.ledger import Ledger, LedgerError, Opening, Role, State
+from router.offers import Offer, Offers, Order, used
+from router.providers.base import Job, Partial
+from router.routing import Candidate, Decision, Infeasible, Outcome, RouteRequest, Selector
+from router.transport import Ran, Transport
+from router.types import (
+    Accepted,
+    AttemptSummary,
+    Caller,
+    Completed,
+    ImageRequest,
+    ImageResult,
+    Operation,
+    PartialImage,
+)
+
+T = TypeVar("T")
+
+Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The system's time and ids, asked for in one place so that tests can hold them still."""
+
+    now: Callable[[], datetime]  # UTC wall clock: dates prices and rows
+    monotonic: Callable[[], float]  # seconds: measures durations, drives the selector
+    new_id: Callable[[], str]
+
+
+@dataclass(slots=True)
+class _Work:
+    """One request on its way: what is fixed, and what the attempts leave behind."""
+
+    request_id: str
+    order: Order
+    caller: Caller
+    route: RouteRequest
+    started: float
+    deadline: float
+    emit: Emit | None
+    response_format: str
+    tried: list[str] = field(default_factory=list)
+    attempts: list[AttemptSummary] = field(default_factory=list)
+    provider_s: float = 0.0
+    accepted: bool = False
+    retry_after_s: float | None = None
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.order.request
+
+
+class Gateway:
+    """Runs requests and quotes them. One per process."""
+
+    def __init__(
+        self,
+        *,
+        offers: Offers,
+        selector: Selector,
+        transport: Transport,
+        ledger: Ledger,
+        delivery: Delivery,
+        observer: Observer,
+        clock: Clock,
+        timeout_s: float,
+        max_attempts: int,
+        weights: Mapping[str, tuple[float, int]] | None = None,
+        policy: str = "balanced",
+    ) -> None:
+        self._offers = offers
+        self._selector = selector
+        self._transport = transport
+        self._ledger = ledger
+        self._delivery = delivery
+        self._observer = observer
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        self._weights = weights or {}
+        self._policy = policy
+        self._running: set[asyncio.Task[Any]] = set()
+
+    # --- the catalogue, for the API --------------------------------------------------------------------------
+
+    def default_model(self, operation: Operation) -> str | None:
+        return self._offers.catalog.defaults.get(operation)
+
+    # --- one request -----------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        request: ImageRequest,
+        caller: Caller,
+        *,
+        request_id: str,
+        emit: Emit | None = None,
+        routing: bool = False,
+    ) -> Completed:
+        """Make the pictures and book them. Raises RequestError; whatever may have been billed is in the ledger then."""
+        order = self._offers.order(request, self._clock.now())
+        started = self._clock.monotonic()
+        work = _Work(
+            request_id=request_id,
+            order=order,
+            caller=caller,
+            route=self._route(order, caller),
+            started=started,
+            deadline=started + self._timeout_s,
+            emit=emit,
+            response_format=response_format(request),
+        )
+        # A client that leaves cancels its own waiting, not the work: what the provider bills must be booked.
+        return await asyncio.shield(self._keep(self._attempts(work, routing)))
+
+    async def _attempts(self, work: _Work, routing: bool) -> Completed:
+        """Targets in turn, until pictures, a failure that must not be repeated, or the deadline."""
+        role = Role.FIRST
+        decision: Decision | None = None
+        while True:
+            if decision is None:
+                decision = self._choose(work)
+            if decision.target is None:
+                raise self._exhausted(work, decision)
+            offer = work.order.offer(decision.target)
+            try:
+                return await self._attempt(work, offer, decision, role, routing)
+            except ProviderError as error:
+                following = self._selector.after(
+                    work.route,
+                    kind=error.kind,
+                    billed=error.billed or Billed.MAYBE,
+                    attempt_no=len(work.attempts),
+                    elapsed_s=self._clock.monotonic() - work.started,
+                    now=self._clock.monotonic(),
+                    retry_after_s=error.retry_after_s,
+                )
+                remaining = work.deadline - self._clock.monotonic() - following.delay_s
+                if following.action == "stop" or len(work.attempts) >= self._max_attempts or remaining <= 0:
+                    raise self._final(work, error) from error
+                if following.delay_s:
+                    await asyncio.sleep(following.delay_s)
+                if following.action == "retry":
+                    role = Role.RETRY
+                    self._observer.retry(offer.target.provider, error.kind.value)
+                    continue
+                role = Role.FAILOVER
+                work.tried.append(offer.target.key)
+                decision = self._choose(work)
+                if decision.target is None:
+                    raise self._final(work, error) from error
+                self._observer.failover(
+                    work.order.model.slug,
+                    offer.target.provider,
+                    decision.target.partition("/")[0],
+                    error.kind.value,
+                )
+
+    def _choose(self, work: _Work) -> Decision:
+        try:
+            decision = self._selector.choose(work.route, self._clock.monotonic(), tuple(work.tried))
+        except Infeasible as error:
+            nearest = f" The nearest that could serve it is {error.nearest}." if error.nearest else ""
+            raise RequestError(400, f"{error}{nearest}", code="no_feasible_provider", param="provider") from error
+        if decision.target is not None:
+            excluded = [(c.target, c.excluded_by) for c in decision.candidates if c.excluded_by]
+            self._observer.decision(
+                work.order.model.slug, decision.target.partition("/")[0], self._policy, decision.mode, excluded
+            )
+        return decision
+
+    # --- one attempt -----------------------------------------------------------------------------------------
+
+    async def _attempt(self, work: _Work, offer: Offer, decision: Decision, role: Role, routing: bool) -> Completed:
+        """Open the row, run the flow, meter, settle. Raises ProviderError with ``billed`` decided."""
+        opening = booking.opening(
+            self._clock.new_id(),
+            self._clock.now(),
+            work.request_id,
+            work.order,
+            work.caller,
+            offer,
+            decision,
+            role,
+            attempt_no=len(work.attempts) + 1,
+        )
+        try:
+            await self._ledger.open(opening)
+        except LedgerError as error:
+            raise RequestError(
+                503,
+                "The cost ledger cannot be written, so nothing was sent to a provider.",
+                code="ledger_unavailable",
+                type=SERVER,
+                retry=True,
+                retry_after_s=5.0,
+            ) from error
+        attempt_id = opening.attempt_id
+        started = self._clock.monotonic()
+        self._selector.on_start(offer.target.key, work.route, started, attempt_id)
+        self._observer.attempt_started(offer.target.provider)
+        ran: Ran | None = None
+        try:
+            ran = await self._perform(work, offer, attempt_id)
+            result = await self._delivery.fetch(
+                ran.result, offer.provider, timeout_s=max(1.0, work.deadline - self._clock.monotonic())
+            )
+            sizes = tuple(image.size for image in result.images if image.size is not None)
+            if len(sizes) < work.request.n:
+                raise ProviderError(
+                    ErrorKind.UNUSABLE,
+                    f"The provider made {len(sizes)} of {work.request.n} pictures.",
+                    billed=Billed.YES,
+                )
+        except (ProviderError, asyncio.CancelledError) as error:
+            await self._book_failure(work, offer, decision, opening, error, ran, started)
+            raise
+        return await self._book_success(work, offer, decision, opening, ran, result, started, routing)
+
+    async def _perform(self, work: _Work, offer: Offer, attempt_id: str) -> Ran:
+        """The adapter's flow; several at once when the target makes fewer pictures per call than were asked."""
+        request, most = work.request, offer.target.max_images
+        timeout_s = min(offer.provider.timeout_s, work.deadline - self._clock.monotonic())
+        counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
+
+        async def on_job(job: Job) -> None:
+            await self._ledger.job(attempt_id, job.id, job.state)
+            await self._accept(work)
+
+        async def on_partial(partial: Partial) -> None:
+            await self._accept(work)
+            if work.emit is not None:
+                await work.emit(PartialImage(partial.image, partial.index))
+
+        def run(count: int, index: int) -> Coroutine[Any, Any, Ran]:
+            part = request if len(counts) == 1 else replace(request, n=count, seed=_seed(request.seed, index))
+            return self._transport.run(
+                offer.adapter.run(part, offer.target),
+                offer.provider,
+                offer.adapter.auth,
+                timeout_s=timeout_s,
+                on_job=on_job,
+                on_partial=on_partial,
+            )
+
+        if len(counts) == 1:
+            return await run(request.n, 0)
+        outcomes = await asyncio.gather(
+            *(run(count, sum(counts[:index])) for index, count in enumerate(counts)), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures:
+            # Nothing is half-delivered; what the others made is paid and stays on the attempt's row.
+            worst = next((f for f in failures if not isinstance(f, ProviderError)), failures[0])
+            if isinstance(worst, ProviderError) and len(failures) < len(outcomes):
+                worst.billed = Billed.YES
+            raise worst
+        runs = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        return replace(
+            runs[0],
+            result=merged(tuple(each.result for each in runs)),
+            latency_s=max(each.latency_s for each in runs),
+        )
+
+    async def _accept(self, work: _Work) -> None:
+        if work.emit is not None and not work.accepted:
+            work.accepted = True
+            await work.emit(Accepted())
+
+    # --- booking ---------------------------------------------------------------------------------------------
+
+    async def _book_success(
+        self,
+        work: _Work,
+        offer: Offer,
+        decision: Decision,
+        opening: Opening,
+        ran: Ran,
+        result: ImageResult,
+        started: float,
+        routing: bool,
+    ) -> Completed:
+        now = self._clock.monotonic()
+        sizes = tuple(image.size for image in result.images if image.size is not None)
+        priced = settle(offer.price, used(work.request, offer, result, sizes), offer.quote)
+        await self._settle(
+            work,
+            offer,
+            opening,
+            priced,
+            State.SETTLED,
+            "success",
+            now - started,
+            ran=ran,
+            result=result,
+            delivered=True,
+        )
+        self._selector.on_end(opening.attempt_id, Outcome.success(now - started), now)
+        work.provider_s += ran.latency_s
+        work.attempts.append(
+            booking.summary(offer, "success", now - started, priced.charge.total_nanos, Billed.YES, decision.reason)
+        )
+        # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
+        delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
+        return self._completed(work, offer, decision, priced, result, delivered, routing)
+
+    async def _book_failure(
+        self,
+        work: _Work,
+        offer: Offer,
+        decision: Decision,
+        opening: Opening,
+        error: ProviderError | asyncio.CancelledError,
+        ran: Ran | None,
+        started: float,
+    ) -> None:
+        now = self._clock.monotonic()
+        if not isinstance(error, ProviderError):
+            error = ProviderError(ErrorKind.CANCELLED, "The router stopped before the answer came.")
+        error.billed = billed = booking.billed(error, offer.provider)
+        if ran is not None:
+            work.provider_s += ran.latency_s
+        else:
+            work.provider_s += now - started
+        priced = settle(offer.price, Usage(requests=0), offer.quote)
+        if ran is not None and billed is Billed.YES:
+            sizes = tuple(image.size for image in ran.result.images if image.size is not None)
+            if sizes or ran.result.tokens or ran.result.reported:
+                priced = settle(offer.price, used(work.request, offer, ran.result, sizes), offer.quote)
+        state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
+        outcome = error.consequence.outcome
+        await asyncio.shield(
+            self._keep(self._settle(work, offer, opening, priced, state, outcome, now - started, ran=ran, error=error))
+        )
+        self._selector.on_end(opening.attempt_id, booking.outcome(error), now)
+        cost = 0 if billed is Billed.NO else priced.charge.total_nanos
+        work.attempts.append(
+            booking.summary(offer, outcome, now - started, cost, billed, decision.reason, error.message)
+        )
+        if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
+            work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
+
+    async def _settle(
+        self,
+        work: _Work,
+        offer: Offer,
+        opening: Opening,
+        priced: Priced,
+        state: State,
+        outcome: str,
+        duration_s: float,
+        *,
+        ran: Ran | None = None,
+        result: ImageResult | None = None,
+        error: ProviderError | None = None,
+        delivered: bool = False,
+    ) -> None:
+        settlement = booking.settlement(
+            opening.attempt_id,
+            self._clock.now(),
+            work.request,
+            priced,
+            state,
+            outcome,
+            duration_s,
+            ran=ran,
+            result=result,
+            error=error,
+            delivered=delivered,
+        )
+        try:
+            await self._ledger.settle(settlement)
+        except LedgerError:
+            # The open row is durable: at the next start it is listed as unknown with its estimate. The picture exists
+            # and is paid, so the client gets it; the failed write shows in pixelroute_ledger_writes_total.
+            pass
+        self._observer.attempt_finished(booking.finished(work.order.model.slug, opening, settlement, offer, result))
+
+    # --- answers ---------------------------------------------------------------------------------------------
+
+    def _completed(
+        self,
+        work: _Work,
+        offer: Offer,
+        decision: Decision,
+        priced: Priced,
+        result: ImageResult,
+        delivered: Delivered,
+        routing: bool,
+    ) -> Completed:
+        request = work.request
+        sizes = set(delivered.made)
+        return Completed(
+            request_id=work.request_id,
+            created=int(self._clock.now().timestamp()),
+            operation=request.operation,
+            model=request.model,
+            executed_model=offer.target.key,
+            provider=offer.target.provider,
+            provider_name=offer.provider.title,
+            images=delivered.images,
+            response_format=work.response_format,
+            cost_nanos=sum(attempt.cost_nanos for attempt in work.attempts if attempt.billed == Billed.YES),
+            currency=priced.charge.currency,
+            items=tuple(item.as_dict() for item in priced.charge.items),
+            attempts=tuple(work.attempts),
+            reason=decision.reason,
+            basis=priced.basis.value,
+            output_format=delivered.format,
+            size=sizes.pop() if len(sizes) == 1 else None,
+            quality=result.quality or request.quality,
+            background=result.background,
+            seed=result.seed,
+            usage=result.usage,
+            warnings=delivered.warnings,
+            routing=decision.record() if routing else None,
+            provider_s=work.provider_s,
+        )
+
+    def _exhausted(self, work: _Work, decision: Decision) -> RequestError:
+        """No target may be tried now, and none has been."""
+        return RequestError(
+            503,
+            f"No provider of {work.order.model.slug} can take requests at the moment.",
+            code="all_providers_failed",
+            type=SERVER,
+            retry=True,
+            retry_after_s=decision.retry_after_s or 5.0,
+            details={"attempts": []},
+        )
+
+    def _final(self, work: _Work, error: ProviderError) -> RequestError:
+        """The answer after the last attempt failed. ``x-should-retry`` is true only if nothing may have been billed."""
+        consequence = error.consequence
+        attempts = [
+            {"provider": attempt.provider, "outcome": attempt.outcome, "billed": attempt.billed}
+            for attempt in work.attempts
+        ]
+        unbilled = all(attempt.billed == Billed.NO for attempt in work.attempts)
+        retry = unbilled and consequence.retry is not False
+        if error.kind in (ErrorKind.REFUSED, ErrorKind.BAD_REQUEST):
+            return RequestError(
+                consequence.status,
+                error.message,
+                code=consequence.code,
+                param=error.param if error.kind is ErrorKind.BAD_REQUEST else "prompt",
+                type=consequence.type,
+                details=error.details,
+            )
+        limited = all(attempt.outcome == "rate_limited" for attempt in work.attempts)
+        if limited:
+            return RequestError(
+                429,
+                f"Every provider of {work.order.model.slug} is limiting requests at the moment.",
+                code="rate_limit_exceeded",
+                type="requests",
+                retry=True,
+                retry_after_s=work.retry_after_s or 5.0,
+                details={"attempts": attempts},
+            )
+        timed_out = self._clock.monotonic() >= work.deadline or error.kind is ErrorKind.NO_ANSWER
+        status, code = (504, "timeout") if timed_out else (502, "all_providers_failed")
+        if error.kind is ErrorKind.DOWNLOAD:
+            status, code = consequence.status, consequence.code
+        tried = ", ".join(dict.fromkeys(attempt.provider for attempt in work.attempts))
+        return RequestError(
+            status,
+            f"{work.order.model.slug} could not be served; tried {tried}. Last: {error.message}",
+            code=code,
+            type=SERVER,
+            retry=retry,
+            details={"attempts": attempts},
+        )
+
+    def _route(self, order: Order, caller: Caller) -> RouteRequest:
+        request = order.request
+        size = request.size
+        return RouteRequest(
+            model=order.model.slug,
+            operation=request.operation.value,
+            candidates=tuple(self._candidate(offer) for offer in order.offers),
+            images=request.n,
+            megapixels=size.pixels / MEGAPIXEL if size is not None else 1.0,
+            quality=request.quality,
+            preferences=request.preferences,
+            deadline_s=self._timeout_s,
+            session=request.user,
+        )
+
+    def _candidate(self, offer: Offer) -> Candidate:
+        weight, priority = self._weights.get(offer.target.key, (1.0, 0))
+        quote = offer.quote
+        return Candidate(
+            target=offer.target.key,
+            provider=offer.target.provider,
+            price_nanos=quote.expected.total_nanos if quote else 0,
+            price_high_nanos=quote.high.total_nanos if quote else 0,
+            excluded=offer.lacks,
+            weight=weight,
+            priority=priority,
+            failure_bills=booking.failure_bills(offer.provider),
+        )
+
+    # --- a dry run -------------------------------------------------------------------------------------------
+
+    def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
+        """What the request would cost, at every target, and which would be chosen. Runs and charges nothing."""
+        order = self._offers.order(request, self._clock.now())
+        try:
+            decision = self._selector.choose(self._route(order, caller), self._clock.monotonic(), ())
+        except Infeasible as error:
+            raise RequestError(400, str(error), code="no_feasible_provider", param="provider") from error
+        chosen = order.offer(decision.target) if decision.target else order.offers[0]
+        return booking.dry_run(order, chosen, decision)
+
+    # --- life ------------------------------------------------------------------------------------------------
+
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that outlives its caller's cancellation and is waited for at the end."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def close(self, drain_s: float) -> None:
+        """Let running requests finish, then stop the rest; each is booked as unknown before this returns."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=drain_s)
+        while self._running:
+            for task in tuple(self._running):
+                task.cancel()
+            await asyncio.wait(self._running, timeout=5.0)
+
+
+def response_format(request: ImageRequest) -> str:
+    """Which of url and b64_json each picture carries when the client did not say (contract R5)."""
+    if request.response_format is not None:
+        return request.response_format
+    if request.model.startswith(("gpt-image", "chatgpt-image")):
+        return "b64_json"
+    return "both" if request.operation is Operation.EDIT else "url"
+
+
+def _seed(seed: int | None, index: int) -> int | None:
+    """Calls that together make one request must not make the same picture twice."""
+    return None if seed is None else seed + index

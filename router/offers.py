@@ -1,0 +1,163 @@
+"""Who could serve a request, and what each would charge for it: the input of a decision and the whole of a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pricing import Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
+from router.errors import RequestError
+from router.providers.base import Adapter
+from router.routing.catalog import Catalog
+from router.types import ImageRequest, ImageResult, Model, Provider, Target
+
+_CACHED_QUOTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One target beside one request. ``lacks`` is why it cannot serve it, None when it can."""
+
+    target: Target
+    provider: Provider
+    adapter: Adapter
+    lacks: str | None
+    price: Price | None  # None: no price in force
+    quote: Quote | None
+    expected: Expected
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request with its model resolved, its defaults filled in, and every target's offer for it."""
+
+    request: ImageRequest
+    model: Model
+    pinned: str | None
+    offers: tuple[Offer, ...]
+
+    def offer(self, target: str) -> Offer:
+        return next(offer for offer in self.offers if offer.target.key == target)
+
+
+class Offers:
+    """Prepares orders. Quotes of equal requests are computed once."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        books: PriceBooks,
+        providers: Mapping[str, Provider],
+        adapters: Mapping[str, Adapter],
+    ) -> None:
+        self.catalog = catalog
+        self.books = books
+        self._providers = providers
+        self._adapters = adapters
+        self._quotes: dict[tuple[Any, ...], Quote] = {}
+
+    def order(self, request: ImageRequest, at: datetime) -> Order:
+        """Raises RequestError when the model is unknown or no target can serve the request."""
+        model, pinned = self.catalog.resolve(request.model)
+        request = self.catalog.complete(request, model)
+        offers = tuple(
+            self._offer(request, model, fit.target, fit.lacks, at) for fit in self.catalog.fits(request, model, pinned)
+        )
+        if all(offer.lacks is not None for offer in offers):
+            raise RequestError(
+                503,
+                f"No price is in force for {model.slug}, and unpriced models are refused here. The operator must "
+                "enter a price, or allow unpriced use of this model.",
+                code="model_unpriced",
+                param="model",
+                type="server_error",
+            )
+        return Order(request, model, pinned, offers)
+
+    def _offer(self, request: ImageRequest, model: Model, target: Target, lacks: str | None, at: datetime) -> Offer:
+        provider = self._providers[target.provider]
+        adapter = self._adapters[target.provider]
+        if lacks is not None:
+            return Offer(target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED)
+        expected = _expected(request, target)
+        try:
+            price = self.books.price(provider.prices, target.endpoints[request.operation], at)
+        except UnpricedError:
+            refused = "unpriced" if model.unpriced == "reject" else None
+            return Offer(target, provider, adapter, refused, None, None, expected)
+        return Offer(target, provider, adapter, None, price, self._quote(price, expected), expected)
+
+    def _quote(self, price: Price, expected: Expected) -> Quote:
+        key = (
+            price.id,
+            expected.images,
+            expected.size,
+            expected.inputs,
+            expected.prompt_characters,
+            expected.requests,
+            expected.steps,
+            expected.partial_images,
+            *expected.attributes.items(),
+        )
+        found = self._quotes.get(key)
+        if found is None:
+            if len(self._quotes) >= _CACHED_QUOTES:
+                self._quotes.clear()
+            found = self._quotes[key] = quote(price, expected)
+        return found
+
+
+_NOTHING_EXPECTED = Expected()
+
+
+def _attributes(request: ImageRequest, target: Target) -> dict[str, str]:
+    """The words a price may depend on, in the provider's vocabulary."""
+    attributes = dict(target.attributes)
+    if request.quality is not None and request.quality != "auto":
+        attributes["quality"] = str(target.qualities.get(request.quality, request.quality))
+    for name in ("resolution", "rendering_speed", "acceleration", "guidance_scale"):
+        value = request.extra.get(name, target.options.get(name))
+        if value is not None:
+            attributes[name] = str(value)
+    return attributes
+
+
+def _steps(request: ImageRequest, target: Target) -> int | None:
+    value = request.extra.get("num_inference_steps", request.extra.get("steps", target.options.get("steps")))
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _inputs(request: ImageRequest) -> tuple[ImageSize | None, ...]:
+    return tuple(image.size for image in request.images)
+
+
+def _expected(request: ImageRequest, target: Target) -> Expected:
+    return Expected(
+        images=request.n,
+        size=request.size or target.default_size,
+        inputs=_inputs(request),
+        prompt_characters=len(request.prompt),
+        requests=-(-request.n // target.max_images),
+        steps=_steps(request, target),
+        partial_images=request.partial_images if request.stream and target.streams else 0,
+        attributes=_attributes(request, target),
+    )
+
+
+def used(request: ImageRequest, offer: Offer, result: ImageResult, sizes: tuple[ImageSize, ...]) -> Usage:
+    """What an attempt consumed: the pictures as measured, and what the provider reported."""
+    attributes = _attributes(request, offer.target)
+    if result.quality is not None:
+        attributes["quality"] = result.quality
+    return Usage(
+        outputs=sizes,
+        inputs=_inputs(request),
+        tokens=result.tokens,
+        requests=offer.expected.requests,
+        seconds=result.seconds,
+        steps=offer.expected.steps,
+        attributes=attributes,
+        reported=result.reported,
+    )

@@ -1,0 +1,118 @@
+"""Which targets can serve a request, and why each of the others cannot."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from router.errors import RequestError
+from router.types import ImageRequest, Model, Operation, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One target beside one request: None when it can serve it, else the code of what it lacks."""
+
+    target: Target
+    lacks: str | None
+
+
+class Catalog:
+    """The models of an installation, under every name a client may use for them."""
+
+    def __init__(
+        self, models: Mapping[str, Model], names: Mapping[str, str], defaults: Mapping[Operation, str]
+    ) -> None:
+        self.models = models
+        self.names = names
+        self.defaults = defaults
+
+    def resolve(self, name: str) -> tuple[Model, str | None]:
+        """The model behind a name, and the provider it pins (``fal/flux.2-dev-turbo``), or RequestError 404."""
+        slug = self.names.get(name)
+        if slug is not None and (model := self.models.get(slug)) is not None:
+            provider, slash, _ = name.partition("/")
+            return model, provider if slash and name not in model.aliases else None
+        provider, slash, rest = name.partition("/")
+        if slash and (slug := self.names.get(rest)) is not None and (model := self.models.get(slug)) is not None:
+            if any(target.provider == provider for target in model.targets):
+                return model, provider
+        raise RequestError(404, self._unknown(name), code="model_not_found", param="model")
+
+    def _unknown(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"The model {name[:80]!r} does not exist or you do not have access to it.{hint}"
+
+    def complete(self, request: ImageRequest, model: Model) -> ImageRequest:
+        """The request with what the catalogue fills in where the client left it open."""
+        if request.size is None and model.default_size is not None:
+            return replace(request, size=model.default_size)
+        return request
+
+    def fits(self, request: ImageRequest, model: Model, pinned: str | None) -> tuple[Fit, ...]:
+        """Every target of the model with what it lacks; RequestError 400 naming the field when none can serve."""
+        fits = tuple(
+            Fit(target, _lacks(request, target))
+            for target in model.targets
+            if pinned is None or target.provider == pinned
+        )
+        if not any(fit.lacks is None for fit in fits):
+            raise _infeasible(request, model, fits)
+        return fits
+
+
+def _lacks(request: ImageRequest, target: Target) -> str | None:
+    if request.operation not in target.endpoints:
+        return "operation"
+    if len(request.images) > target.max_inputs and request.operation is not Operation.GENERATE:
+        return "inputs"
+    if request.mask is not None and not target.mask:
+        return "mask"
+    if request.background == "transparent" and not target.transparent:
+        return "background"
+    if request.size is not None and not target.sizes.accepts(request.size):
+        return "size"
+    return None
+
+
+# The narrowest reason comes last: a request that fails only for its size is told about its size.
+_ORDER = ("operation", "inputs", "mask", "background", "size")
+
+
+def _infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
+    lacks = max((fit.lacks for fit in fits if fit.lacks), key=_ORDER.index, default="operation")
+    targets = [fit.target for fit in fits if fit.lacks == lacks]
+    if lacks == "size":
+        offered = "; ".join(sorted({str(target.sizes) for target in targets}))
+        return RequestError(
+            400,
+            f"The size {request.size} is not supported by {model.slug}. Supported: {offered}.",
+            code="invalid_value",
+            param="size",
+        )
+    if lacks == "inputs":
+        most = max(target.max_inputs for target in targets)
+        return RequestError(
+            400,
+            f"{model.slug} takes at most {most} input image{'s' if most != 1 else ''}, got {len(request.images)}.",
+            code="array_above_max_length",
+            param="image",
+        )
+    if lacks == "mask":
+        return RequestError(400, f"{model.slug} takes no mask.", code="unsupported_parameter", param="mask")
+    if lacks == "background":
+        return RequestError(
+            400,
+            f"{model.slug} cannot make transparent backgrounds.",
+            code="unsupported_parameter",
+            param="background",
+        )
+    words = {Operation.GENERATE: "generate images", Operation.EDIT: "edit images", Operation.VARIATION: "vary images"}
+    return RequestError(
+        400,
+        f"The model {model.slug} cannot {words[request.operation]}.",
+        code="unsupported_model",
+        param="model",
+    )
