@@ -1,0 +1,29 @@
+"""Pure decisions: which target serves a request, when to try another, when to leave one alone.
+
+``Selector`` is the machine; README.md here says how to drive it. No I/O, no clock, no global randomness.
+"""
+
+from router.routing.decision import Decision, Scored, replay
+from router.routing.failover import Next, rescue_delay
+from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
+from router.routing.selector import Selector
+from router.routing.settings import PRESETS, Preset, Prior, RoutingSettings
+
+__all__ = [
+    "PRESETS",
+    "Candidate",
+    "Decision",
+    "Infeasible",
+    "Next",
+    "Outcome",
+    "Preset",
+    "Prior",
+    "Result",
+    "RouteRequest",
+    "RoutingSettings",
+    "Sample",
+    "Scored",
+    "Selector",
+    "replay",
+    "rescue_delay",
+]

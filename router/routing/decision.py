@@ -1,0 +1,242 @@
+"""A decision, its explanation in words, its record, and the replay of a record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pricing import money_text
+from router.routing.policy import Ask, Row, pick
+from router.routing.stats import Z95
+
+RECORD_BYTES = 4096
+"""What a record may take as JSON: it is stored with every attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate as the decision saw it, for people and for ``metadata.routing``."""
+
+    target: str
+    price_nanos: int
+    p50_s: float
+    p95_s: float
+    success: float
+    samples: float  # outcomes that the estimates rest on
+    in_flight: int
+    score_nanos: float  # expected money and waiting until a success
+    excluded_by: str | None
+    until_s: float | None  # seconds until it may be used again, where known
+
+
+class Decision:
+    """One choice. ``target`` is None when no candidate can take the request now; ``reason`` then says why."""
+
+    __slots__ = ("_chosen", "_rows", "ask", "at", "mode", "retry_after_s", "target")
+
+    def __init__(
+        self, ask: Ask, rows: Sequence[Row], chosen: Row | None, mode: str, at: float, retry_after_s: float | None
+    ) -> None:
+        self.ask = ask
+        self.target = chosen.target if chosen is not None else None
+        self.mode = mode
+        self.at = at
+        self.retry_after_s = retry_after_s
+        self._rows = rows
+        self._chosen = chosen
+
+    @property
+    def candidates(self) -> tuple[Scored, ...]:
+        """All candidates: the chosen one, then the others by score, then the excluded ones."""
+        return tuple(
+            Scored(
+                row.target,
+                row.price,
+                math.exp(row.ln_median),
+                math.exp(row.ln_median + Z95 * row.sigma),
+                row.p,
+                row.n,
+                row.in_flight,
+                row.index,
+                None if row is self._chosen else row.why,
+                max(0.0, row.until - self.at) if row.until is not None else None,
+            )
+            for row in self._ranked()
+        )
+
+    @property
+    def cheapest(self) -> str | None:
+        """The target with the lowest price among those that can take the request now."""
+        return min(self._able(), key=lambda row: row.price).target if self._able() else None
+
+    @property
+    def fastest(self) -> str | None:
+        """The target with the lowest expected time among those that can take the request now."""
+        return min(self._able(), key=lambda row: row.mean_s).target if self._able() else None
+
+    @property
+    def reason(self) -> str:
+        """The choice in one sentence."""
+        return _sentence(self, self._ranked())
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready, at most 4 kB, says why every other target lost; ``replay`` makes the same choice from it."""
+        return _record(self, self._ranked())
+
+    def _able(self) -> list[Row]:
+        return [row for row in self._rows if row.why is None]
+
+    def _ranked(self) -> list[Row]:
+        return sorted(self._rows, key=lambda row: (row is not self._chosen, row.why is not None, row.index))
+
+
+def _dollars(nanos: float) -> str:
+    whole, _, part = money_text(round(nanos / 1e5) * 100_000).partition(".")
+    return f"${whole}.{part:0<4}"
+
+
+def _words(row: Row) -> str:
+    return f"{_dollars(row.price)}, about {math.exp(row.ln_median):.2g} s, {100 * row.p:.3g} %"
+
+
+def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
+    if decision.target is None:
+        losers = ", ".join(f"{row.target} ({row.why})" for row in ranked[:8])
+        wait = f"; again in {decision.retry_after_s:.3g} s" if decision.retry_after_s is not None else ""
+        return f"no target can take the request now: {losers or 'there is none'}{wait}"
+    chosen = ranked[0]
+    says = f"{chosen.target}: {_words(chosen)}"
+    others = [row for row in ranked[1:] if row.why is None]
+    if decision.mode == "panic":
+        return f"{says}; every target is ejected (this one: {chosen.why}), it is the least bad"
+    if decision.mode == "probe":
+        return f"{says}; one request to see whether it has recovered"
+    if not others:
+        out = ", ".join(f"{row.target} {row.why}" for row in ranked[1:5])
+        return f"{says}; the only one available" + (f" ({out})" if out else "")
+    second = min(others, key=lambda row: row.index)
+    versus = f"{second.target} ({_words(second)})"
+    if decision.mode == "best":
+        share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
+        return f"{says} beat {versus} by {share:.2g} %"
+    why = {
+        "explore": f"not heard of for {min(chosen.unseen_s, 86400.0):.0f} s, so this small request has a look",
+        "order": "first in the caller's order",
+        "sticky": "where this session has been",
+        "weighted": "drawn by weight",
+        "priority": "first by priority",
+    }[decision.mode]
+    return f"{says}; {why}, in place of {versus}"
+
+
+# The record: short keys, because ten candidates with all their numbers have to fit.
+_NUMBERS = (
+    ("p", "p"),
+    ("mean_s", "mean_s"),
+    ("fail_s", "fail_s"),
+    ("fail_bills", "bill"),
+    ("ln_p50", "ln_median"),
+    ("sigma", "sigma"),
+    ("n", "n"),
+    ("unseen_s", "unseen_s"),
+    ("hope_p", "hope_p"),
+    ("hope_s", "hope_s"),
+)
+_DIGITS = 5  # significant digits kept, unless the choice hangs on more
+
+
+def _round(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}") if digits < 17 else value
+
+
+def _row_record(row: Row, chosen: Row | None, digits: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"target": row.target, "price_nanos": row.price}
+    for key, name in _NUMBERS:
+        value = getattr(row, name)
+        if (key == "hope_p" and value == row.p) or (key == "hope_s" and value == row.mean_s):
+            continue
+        entry[key] = _round(min(value, 1e9), digits)
+    entry["in_flight"] = row.in_flight
+    entry["score_nanos"] = round(row.index)
+    if row.weight != 1.0:
+        entry["weight"] = row.weight
+    if row.priority:
+        entry["priority"] = row.priority
+    if row.why is not None:
+        entry["why"] = row.why
+    elif chosen is not None and row is not chosen and chosen.index > 0:
+        entry["lost_by"] = f"{100.0 * (row.index / chosen.index - 1.0):.3g} %"
+    return entry
+
+
+def _row_from(entry: Mapping[str, Any]) -> Row:
+    numbers = {name: float(entry[key]) for key, name in _NUMBERS if key in entry}
+    row = Row(
+        entry["target"],
+        entry["target"].partition("/")[0] if "provider" not in entry else entry["provider"],
+        entry["price_nanos"],
+        numbers["p"],
+        numbers["mean_s"],
+        numbers["fail_s"],
+        numbers["bill"],
+        numbers["ln_median"],
+        numbers["sigma"],
+        numbers["n"],
+        numbers["unseen_s"],
+        entry["in_flight"],
+        entry.get("why"),
+        entry.get("weight", 1.0),
+        entry.get("priority", 0),
+    )
+    row.hope_p = numbers.get("hope_p", row.p)
+    row.hope_s = numbers.get("hope_s", row.mean_s)
+    return row
+
+
+def _record(decision: Decision, ranked: Sequence[Row]) -> dict[str, Any]:
+    chosen = decision._chosen
+    head: dict[str, Any] = {
+        "chosen": decision.target,
+        "mode": decision.mode,
+        "at": decision.at,
+        "ask": {key: value for key, value in asdict(decision.ask).items() if value not in (None, ())},
+    }
+    if decision.retry_after_s is not None:
+        head["retry_after_s"] = round(decision.retry_after_s, 3)
+    able = [row for row in ranked if row.why is None]
+    if able:
+        head["cheapest"] = min(able, key=lambda row: row.price).target
+        head["fastest"] = min(able, key=lambda row: row.mean_s).target
+    # The order of the rows is the operator's and breaks ties, so it is kept; the record says it in full precision
+    # where rounding would change the choice.
+    record: dict[str, Any] = {}
+    for digits in (_DIGITS, 17):
+        record = head | {"candidates": [_row_record(row, chosen, digits) for row in decision._rows]}
+        if replay(record) == (decision.target, decision.mode):
+            break
+    # Losers that do not fit are named with the reason alone, the worst first: they cannot change the choice.
+    lost: dict[str, list[str]] = {}
+    for row in reversed(ranked[1:]):
+        if _size(record) <= RECORD_BYTES or decision.mode in ("weighted", "priority"):
+            break
+        record["candidates"] = [entry for entry in record["candidates"] if entry["target"] != row.target]
+        lost.setdefault(row.why or "score", []).append(row.target)
+        record["lost"] = lost
+    return record
+
+
+def _size(record: Mapping[str, Any]) -> int:
+    return len(json.dumps(record, separators=(",", ":")))
+
+
+def replay(record: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The (target, mode) that follows from a record: the same code over the same numbers."""
+    ask = dict(record["ask"])
+    ask["order"] = tuple(ask.get("order", ()))
+    for name in ("session", "draw"):
+        ask.setdefault(name, None)
+    row, mode = pick([_row_from(entry) for entry in record["candidates"]], Ask(**ask))
+    return (row.target if row is not None else None), mode

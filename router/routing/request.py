@@ -1,0 +1,114 @@
+"""What callers hand to the selector: a request with its candidates, and how an attempt ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from router.types import Preferences
+
+NO_PREFERENCES = Preferences()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One target that may serve the request, with what this very request would cost there.
+
+    ``excluded`` says why the target cannot serve it (``size``, ``mask``, ...); it stays in the record as a loser.
+    """
+
+    target: str  # provider/model
+    provider: str
+    price_nanos: int  # expected
+    price_high_nanos: int  # upper bound; the same where the price is exact
+    excluded: str | None = None
+    weight: float = 1.0  # share of the requests, for the preset `weighted` and within a priority
+    priority: int = 0  # for the preset `priority`: lowest first
+    tags: frozenset[str] = frozenset()  # data regions, licences: `eu`, `non-commercial`
+    failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """A request as far as routing cares. ``images`` x ``megapixels`` (of one picture) is the work."""
+
+    model: str
+    operation: str
+    candidates: tuple[Candidate, ...]
+    images: int = 1
+    megapixels: float = 1.0
+    quality: str | None = None
+    preferences: Preferences = NO_PREFERENCES
+    deadline_s: float | None = None  # seconds the client is still going to wait
+    session: str | None = None  # a session stays with its target while that costs next to nothing
+
+
+class Infeasible(Exception):
+    """The caller's constraints leave no target; ``nearest`` misses ``filter``, the last one it fails, by the least."""
+
+    def __init__(self, message: str, nearest: str | None, filter: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.nearest = nearest
+        self.filter = filter
+
+
+class Result(StrEnum):
+    """How an attempt counts. Only the first two say something about the target's health."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"  # outage, 5xx, timeout, unusable answer
+    RATE_LIMITED = "rate_limited"  # capacity: the target is well, but has enough
+    BLOCKED = "blocked"  # our credential, credit or quota
+    NEUTRAL = "neutral"  # the request's own fault, or refused by content policy
+    CANCELLED = "cancelled"  # stopped by us or the client
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. Made by the class methods, one per ``Result``."""
+
+    result: Result
+    latency_s: float | None = None  # where it differs from the time between on_start and on_end
+    cost_nanos: int | None = None  # what it really cost; None: the predicted price if it succeeded, else unknown
+    billed: bool | None = None  # whether a failure was billed; None: not known
+    timed_out: bool = False  # the failure is a limit of ours: the target would have been slower still
+    retry_after_s: float | None = None
+
+    @classmethod
+    def success(cls, latency_s: float | None = None, cost_nanos: int | None = None) -> Outcome:
+        return cls(Result.SUCCESS, latency_s, cost_nanos)
+
+    @classmethod
+    def failure(cls, *, timed_out: bool = False, billed: bool | None = None, cost_nanos: int | None = None) -> Outcome:
+        return cls(Result.FAILURE, None, cost_nanos, billed, timed_out)
+
+    @classmethod
+    def rate_limited(cls, retry_after_s: float | None = None) -> Outcome:
+        return cls(Result.RATE_LIMITED, retry_after_s=retry_after_s)
+
+    @classmethod
+    def blocked(cls) -> Outcome:
+        return cls(Result.BLOCKED)
+
+    @classmethod
+    def neutral(cls, cost_nanos: int | None = None) -> Outcome:
+        return cls(Result.NEUTRAL, None, cost_nanos)
+
+    @classmethod
+    def cancelled(cls, cost_nanos: int | None = None) -> Outcome:
+        return cls(Result.CANCELLED, None, cost_nanos)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One past attempt, from the ledger, to warm a new selector with. ``at`` is on the selector's clock."""
+
+    target: str
+    operation: str
+    images: int
+    megapixels: float
+    result: Result
+    latency_s: float
+    at: float
+    quality: str | None = None
