@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 import httpx
 
+from router.errors import ErrorKind, ProviderError
 from router.types import GeneratedImage, ImageRequest, ImageResult, Target
 
 
@@ -89,3 +90,25 @@ class Adapter(Protocol):
     def cancel(self, job: Job) -> Call | None:
         """The exchange that stops a job, or None if the provider has none."""
         ...
+
+
+class Hosted:
+    """What adapters share: their base URLs, and the answers of a provider that keeps no jobs."""
+
+    auth: ClassVar[Auth] = Auth()
+    urls: ClassVar[Mapping[str, str]] = {}
+    settings: ClassVar[frozenset[str]] = frozenset()
+    """Names in ``Target.options`` that steer the adapter instead of being sent."""
+
+    def __init__(self, urls: Mapping[str, str]) -> None:
+        unknown = urls.keys() - self.urls.keys()
+        if unknown:
+            raise ValueError(f"unknown URL name {min(unknown)!r}; this adapter has {', '.join(self.urls)}")
+        self.base = {name: urls.get(name, address).rstrip("/") for name, address in self.urls.items()}
+
+    def resume(self, job: Job, request: ImageRequest | None, target: Target) -> Flow:
+        raise ProviderError(ErrorKind.NO_ANSWER, "The provider keeps no jobs that could be asked about.")
+        yield  # pragma: no cover - makes this a generator, so that the error comes where a flow's errors come
+
+    def cancel(self, job: Job) -> Call | None:
+        return None

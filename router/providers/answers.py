@@ -1,0 +1,390 @@
+"""Reading what a provider answered. Nothing in it is trusted: it becomes typed values, or a ProviderError.
+
+Adapters decide by status and machine-readable codes. The provider's prose is only quoted, cleaned, for people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import httpx
+import orjson
+import pybase64
+
+from pricing import ImageSize
+from router.errors import Billed, ErrorKind, ProviderError
+from router.types import GeneratedImage, ImageRequest, ImageResult, Warn
+
+_DAY_S = 86_400.0
+_MAX_SIDE = 65_535
+_REASON_CHARACTERS = 300
+
+
+# --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def parse(response: httpx.Response) -> Any:
+    """The JSON of a 2xx answer. Truncated, HTML, NaN and other junk is NO_ANSWER: we sent, and do not know."""
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        _unreadable(response)
+
+
+def parse_exact(response: httpx.Response) -> Any:
+    """As ``parse``, with every fractional number a Decimal: for small answers that carry money."""
+    try:
+        return json.loads(response.content, parse_float=Decimal, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError, InvalidOperation):
+        _unreadable(response)
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _unreadable(response: httpx.Response) -> NoReturn:
+    raise ProviderError(
+        ErrorKind.NO_ANSWER,
+        "The provider's answer could not be read.",
+        status=response.status_code,
+        provider_request_id=request_id(response),
+    ) from None
+
+
+def error_body(response: httpx.Response) -> Any:
+    """The JSON of an error answer, or None: a broken body does not hide what the status says."""
+    try:
+        return orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def text(value: object) -> str | None:
+    """A non-empty string that can be encoded, else None."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def count(value: object) -> int:
+    """A number of tokens or pictures; 0 for anything that is none."""
+    number = integer(value)
+    return number if number is not None and 0 <= number < 2**53 else 0
+
+
+def amount(value: object) -> Decimal | None:
+    """A non-negative finite number from JSON or a header, else None. A float keeps the digits it was written with."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        number = Decimal(repr(value) if isinstance(value, float) else value)
+    except (InvalidOperation, ValueError):
+        return None
+    return number if number.is_finite() and 0 <= number < 10**12 else None
+
+
+def seconds(value: object) -> float | None:
+    number = amount(value)
+    return None if number is None else float(number)
+
+
+def size(width: object, height: object) -> ImageSize | None:
+    if isinstance(width, int) and isinstance(height, int) and 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE:
+        return ImageSize(int(width), int(height))
+    return None
+
+
+def size_text(value: object) -> ImageSize | None:
+    """``1024x1024``; None for ``auto`` and anything else."""
+    try:
+        parsed = ImageSize.parse(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return parsed and size(parsed.width, parsed.height)
+
+
+def parse_lifted(content: bytes, key: bytes) -> tuple[Any, list[bytes]]:
+    """As ``parse``, with the long string values of ``key`` taken out beside it: 130 µs instead of 430 for 1.5 MB.
+
+    In the parsed answer each value is replaced by its index in the list; ``lifted`` reads it. The values are bytes as
+    they came, not yet known to be anything; ``inlined`` checks them. Raises ValueError for what is not JSON.
+    """
+    values: list[bytes] = []
+    pieces: list[bytes] = []
+    done = position = 0
+    name = b'"%b"' % key
+    while (found := content.find(name, position)) >= 0:
+        position = found + len(name)
+        start = content.find(b'"', position) + 1
+        if not start or content[position : start - 1].strip() != b":":
+            continue
+        end = content.find(b'"', start)
+        value = content[start:end]
+        if end < 0 or b"\\" in value:
+            break  # cut off, or escaped: for the parser
+        if len(value) > _LIFT_FROM:
+            pieces += (content[done : start - 1], b"%d" % len(values))
+            values.append(value)
+            done = end + 1
+        position = end + 1
+    pieces.append(content[done:])
+    return orjson.loads(b"".join(pieces)), values
+
+
+_LIFT_FROM = 1024
+
+
+def lifted(value: object, values: list[bytes]) -> object:
+    """The value of a lifted field: itself if it was short."""
+    return values[value] if isinstance(value, int) and 0 <= value < len(values) else value
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+_LINK = re.compile(r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(?:[/?][!-~]*)?")
+_MEDIA_TYPE = re.compile(r"image/([a-z0-9.+-]{1,20})(?:;.*)?", re.DOTALL)
+_ALIASES = {"jpg": "jpeg", "svg+xml": "svg"}
+
+
+def media_format(value: object) -> str | None:
+    """``png`` from ``image/png``, ``png`` or ``PNG``."""
+    if not isinstance(value, str):
+        return None
+    match = _MEDIA_TYPE.fullmatch(value.lower() if "/" in value else f"image/{value.lower()}")
+    return _ALIASES.get(match[1], match[1]) if match else None
+
+
+def linked(value: object, *, size: ImageSize | None = None, format: str | None = None) -> GeneratedImage | None:
+    """A picture named by URL or carried in a data URI; None when it is neither. Fetching it is the transport's part."""
+    if not isinstance(value, str):
+        return None
+    if value.startswith("data:"):
+        head, _, data = value.partition(",")
+        if not head.endswith(";base64"):
+            return None
+        return inlined(data, size=size, format=media_format(head[5:-7]) or format)
+    if len(value) > 8192 or _LINK.fullmatch(value) is None:
+        return None
+    return GeneratedImage(url=value, size=size, format=format)
+
+
+def inlined(
+    value: object, *, size: ImageSize | None = None, format: str | None = None, revised_prompt: str | None = None
+) -> GeneratedImage | None:
+    """A picture carried as base64, kept as text; None when it is not base64.
+
+    Checked whole, because the text goes into the client's JSON as it is: 60 µs for 1.5 MB with pybase64 1.5.
+    """
+    if not isinstance(value, str | bytes) or not value:
+        return None
+    if value[:5] in ("data:", b"data:"):  # some compatible hosts put a data URI here
+        head, _, value = (value if isinstance(value, str) else value.decode("latin-1")).partition(",")
+        format = media_format(head[5:].removesuffix(";base64")) or format
+    try:
+        if not pybase64.b64decode(value, validate=True):
+            return None
+    except ValueError:
+        return None
+    return GeneratedImage(b64=value, size=size, format=format, revised_prompt=revised_prompt)
+
+
+def link(value: object) -> httpx.URL | None:
+    """A URL from an answer, for a follow-up call. Whether its host is trusted with the key is the transport's part."""
+    if not isinstance(value, str) or len(value) > 8192 or _LINK.fullmatch(value) is None:
+        return None
+    try:
+        return httpx.URL(value)
+    except (httpx.InvalidURL, ValueError):
+        return None
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+_BY_STATUS: Mapping[int, ErrorKind] = {
+    401: ErrorKind.AUTH,
+    402: ErrorKind.AUTH,
+    403: ErrorKind.AUTH,
+    404: ErrorKind.AUTH,  # a model or endpoint this account does not have: as little the client's fault as a bad key
+    408: ErrorKind.SERVER_ERROR,
+    409: ErrorKind.SERVER_ERROR,
+    412: ErrorKind.AUTH,  # account suspended
+    425: ErrorKind.RATE_LIMITED,
+    429: ErrorKind.RATE_LIMITED,
+    499: ErrorKind.CANCELLED,
+    524: ErrorKind.NO_ANSWER,  # an edge gave up waiting for a host that may still work
+    529: ErrorKind.RATE_LIMITED,  # overloaded
+}
+
+
+def kind_of(response: httpx.Response) -> ErrorKind:
+    """What the status alone says about a complete answer outside 2xx."""
+    status = response.status_code
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if status == 503 and retry_after_s(response.headers) is not None:
+        return ErrorKind.RATE_LIMITED
+    return ErrorKind.BAD_REQUEST if 400 <= status < 500 else ErrorKind.SERVER_ERROR
+
+
+def failure(
+    response: httpx.Response,
+    kind: ErrorKind | None = None,
+    *,
+    message: object = None,
+    code: object = None,
+    param: str | None = None,
+    billed: Billed | None = None,
+    evidence: ImageResult | None = None,
+) -> ProviderError:
+    """The ProviderError of an answer; ``kind`` where the provider's codes know better than the status.
+
+    ``message`` is the provider's prose and is quoted cleaned, but never for AUTH: those texts quote keys and accounts.
+    ``evidence``: what the answer says about the bill in spite of the failure, as a result without pictures.
+    """
+    kind = kind or kind_of(response)
+    quoted = None if kind is ErrorKind.AUTH else reason(message)
+    return ProviderError(
+        kind,
+        quoted or _DEFAULT_MESSAGES.get(kind, "The provider failed."),
+        status=response.status_code,
+        billed=billed,
+        retry_after_s=retry_after_s(response.headers),
+        code=reason(code, 80),
+        param=param,
+        provider_request_id=request_id(response),
+        evidence=evidence,
+    )
+
+
+_DEFAULT_MESSAGES: Mapping[ErrorKind, str] = {
+    ErrorKind.AUTH: "The provider refused this installation's credential, credit or access to the model.",
+    ErrorKind.RATE_LIMITED: "The provider takes no more requests at the moment.",
+    ErrorKind.BAD_REQUEST: "The provider did not accept the request.",
+    ErrorKind.REFUSED: "The request was rejected by the provider's safety system.",
+    ErrorKind.SERVER_ERROR: "The provider had an internal error.",
+    ErrorKind.NO_ANSWER: "The provider gave no answer that could be read.",
+    ErrorKind.UNUSABLE: "The provider reported success but delivered no picture.",
+    ErrorKind.DOWNLOAD: "The picture was made but is no longer available at the provider.",
+    ErrorKind.CANCELLED: "The generation was cancelled.",
+}
+
+
+_SECRETS = re.compile(
+    r"""
+      https?://\S+                                                         # links show hosts and signatures
+    | (?i:bearer|key|token)[ ]+[\w:.\-]{12,}
+    | \b(?:sk|key|r8|hf|xai|AIza)[-_]?[\w-]{12,}                           # providers' key prefixes
+    | [\w.+-]+@[\w-]+\.[\w.-]+
+    | \b(?:[a-z0-9-]+\.)+(?:com|ai|net|org|io|dev|xyz|cloud|internal|local|svc)\b(?::\d+)?
+    | \b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b
+    | \S{120,}
+    """,
+    re.VERBOSE,
+)
+_BLANKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+
+
+def reason(value: object, limit: int = _REASON_CHARACTERS) -> str | None:
+    """The provider's words fit for an end user: one line, short, without links, hosts, addresses, keys or traces."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    words = text(value)
+    if words is None or "Traceback (most recent call last)" in words:
+        return None
+    words = _BLANKS.sub(" ", words[: 4 * _REASON_CHARACTERS]).strip()
+    words = _SECRETS.sub("[…]", words)
+    return (words if len(words) <= limit else words[: limit - 1] + "…") or None
+
+
+def retry_after_s(headers: httpx.Headers) -> float | None:
+    """Seconds to wait from ``retry-after-ms`` or ``Retry-After``; a date counts from the answer's own ``Date``."""
+    milliseconds = _wait(headers.get("retry-after-ms"), 1000)
+    if milliseconds is not None:
+        return milliseconds
+    value = headers.get("retry-after")
+    wait = _wait(value, 1)
+    if wait is not None or value is None:
+        return wait
+    try:
+        until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
+        return min(max(0.0, (until - now).total_seconds()), _DAY_S)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _wait(value: str | None, per_second: int) -> float | None:
+    try:
+        number = float(value) / per_second if value else math.nan
+    except ValueError:
+        return None
+    return min(number, _DAY_S) if number >= 0 else None
+
+
+_REQUEST_ID_HEADERS = ("x-request-id", "x-fal-request-id", "apim-request-id", "cf-ray")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def request_id(response: httpx.Response) -> str | None:
+    for name in _REQUEST_ID_HEADERS:
+        value = response.headers.get(name)
+        if value is not None:
+            return identifier(value)
+    return None
+
+
+def identifier(value: object) -> str | None:
+    """An id fit for logs, URLs and the ledger, else None."""
+    return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None
+
+
+def unusable(
+    response: httpx.Response, message: str | None = None, evidence: ImageResult | None = None
+) -> ProviderError:
+    """A success without a picture: paid for, and counted against the provider."""
+    return failure(response, ErrorKind.UNUSABLE, message=message, evidence=evidence)
+
+
+def delivered(
+    response: httpx.Response,
+    result: ImageResult,
+    withheld: int,
+    request: ImageRequest | None,
+    *,
+    withheld_billed: Billed | None = None,
+) -> ImageResult:
+    """The result, if it holds a picture; else REFUSED where the provider withheld all, or UNUSABLE.
+
+    ``withheld``: pictures the provider made and kept back or blanked for their content.
+    """
+    if result.images:
+        missing = (request.n if request else 0) - len(result.images)
+        if withheld:
+            message = f"The provider withheld {withheld} of the pictures for their content."
+            return replace(result, warnings=(*result.warnings, Warn("images_withheld", message, "n")))
+        if missing > 0:
+            message = f"The provider made {missing} pictures fewer than asked."
+            return replace(result, warnings=(*result.warnings, Warn("fewer_images", message, "n")))
+        return result
+    if withheld:
+        raise failure(response, ErrorKind.REFUSED, billed=withheld_billed, evidence=result)
+    raise failure(response, ErrorKind.UNUSABLE, evidence=result)
