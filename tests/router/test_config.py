@@ -1,0 +1,163 @@
+"""Reading providers.yaml: what is kept, what is refused, and that every problem is named at once."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from pricing import ImageSize
+from router.config import ConfigError, Settings, default_config, load
+from router.types import Operation
+
+TODAY = date(2026, 11, 20)
+SHIPPED = Path(__file__).parents[2] / "providers.yaml"
+
+SMALL = """
+version: 1
+defaults: {generate: tiny}
+providers:
+  gpu-fast: {adapter: openai, urls: {api: "http://127.0.0.1:9/v1"}, prices: gpu-fast}
+models:
+  tiny:
+    aliases: [small]
+    default_size: 512x512
+    targets:
+      gpu-fast: {generate: flux.2-dev-turbo, sizes: {max_side: 2048}, prior: {p50_s: 1, p95_s: 2, success: 0.9}}
+"""
+
+
+def read(tmp_path: Path, text: str, env: dict[str, str] | None = None, **kwargs) -> Settings:
+    path = tmp_path / "providers.yaml"
+    path.write_text(text)
+    return load([path], env or {}, today=TODAY, **kwargs)
+
+
+def problems(tmp_path: Path, text: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert all(problem.file.endswith("providers.yaml") for problem in caught.value.problems)
+    return [(problem.key, problem.message) for problem in caught.value.problems]
+
+
+def test_small_file_is_read_completely(tmp_path):
+    settings = read(tmp_path, SMALL)
+    target = settings.models["tiny"].targets[0]
+    assert target.key == "gpu-fast/tiny"
+    assert target.endpoints == {Operation.GENERATE: "flux.2-dev-turbo"}
+    assert settings.names == {"tiny": "tiny", "small": "tiny", "gpu-fast/tiny": "tiny"}
+    assert settings.models["tiny"].default_size == ImageSize(512, 512)
+    assert settings.priors["gpu-fast/tiny"].p95_s == 2
+    assert settings.defaults == {Operation.GENERATE: "tiny"}
+    assert settings.ledger_url == "sqlite:///pixelroute-data/ledger.db"
+
+
+def test_environment_wins_over_the_file_for_the_ledger(tmp_path):
+    settings = read(tmp_path, SMALL + "ledger: sqlite:///file.db\n", {"PIXELROUTE_LEDGER": "sqlite:///env.db"})
+    assert settings.ledger_url == "sqlite:///env.db"
+
+
+def test_play_money_has_a_ledger_of_its_own(tmp_path):
+    settings = read(tmp_path, SMALL, sandbox_urls={"gpu-fast": {"api": "http://127.0.0.1:9/x"}})
+    assert settings.ledger_url == "sqlite:///pixelroute-data/sandbox.db"
+    assert settings.providers["gpu-fast"].urls == {"api": "http://127.0.0.1:9/x"}
+
+
+def test_the_sandbox_reaches_no_provider_without_an_emulator(tmp_path):
+    settings = read(tmp_path, SMALL, sandbox_urls={})
+    assert settings.providers == {}
+    assert settings.disabled == {"gpu-fast": "the sandbox has no emulator for it"}
+
+
+def test_client_keys_come_from_the_environment_and_never_show(tmp_path):
+    text = SMALL + "keys:\n  shop: {secret_env: SHOP_KEY, team: web, tags: {tier: gold}, models: [tiny]}\n"
+    settings = read(tmp_path, text, {"SHOP_KEY": "s3cret", "PIXELROUTE_API_KEY": "other"})
+    assert [(key.name, key.secret, key.team) for key in settings.keys] == [
+        ("shop", "s3cret", "web"),
+        ("default", "other", None),
+    ]
+    assert "s3cret" not in repr(settings)
+    assert "other" not in repr(settings.keys)
+
+
+def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
+    settings = load([SHIPPED], {"FAL_KEY": "a:b"}, today=TODAY)
+    assert "fal" in settings.providers
+    assert settings.disabled["openai"] == "OPENAI_API_KEY is not set"
+    assert settings.disabled["gpu-fast"] == "GPU_FAST_URL is not set"
+    assert "a:b" not in repr(settings)
+    everything = load([SHIPPED], {}, today=TODAY, keyless=True)
+    assert {"fal", "openai", "gpu-fast", "gpu-spot"} <= set(everything.providers)
+    assert {target.provider for target in everything.models["flux.2-dev-turbo"].targets} >= {"fal", "gpu-fast"}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("[]", "", "must be a mapping"),
+        ("a: [", "", "not valid YAML"),
+        ("version: 2", "version", "version 1"),
+        ("providers: []", "providers", "must be a mapping"),
+        ("models: {x: {tragets: {}}}", "models.x.tragets", "not a known key"),
+        ("models: {X!: {}}", "models.X!", "slug"),
+        ("providers: {p: {urls: {api: 'ftp://x'}}}", "providers.p.urls.api", "http or https"),
+        ("providers: {p: {timeout_s: soon}}", "providers.p.timeout_s", "must be a number, not a text"),
+        ("providers: {p: {timeout_s: 0}}", "providers.p.timeout_s", "at least 1"),
+        ("providers: {p: {concurrency: true}}", "providers.p.concurrency", "not true/false"),
+        ("providers: {p: {billing: {server_eror: 'no'}}}", "providers.p.billing.server_eror", "is not one of"),
+        ("providers: {p: {billing: {refused: perhaps}}}", "providers.p.billing.refused", "'perhaps' is not one of"),
+        ("models: {x: {targets: {nobody: {generate: a}}}}", "models.x.targets.nobody", "not described"),
+        ("defaults: {generate: nothing}", "defaults.generate", "not a model"),
+        ("routing: {policy: wild}", "routing.policy", "'wild' is not one of"),
+        ("limits: {body_bytes: 1}", "limits.body_bytes", "at least 1024"),
+        ("keys: {a: {}}", "keys.a.secret_env", "is missing"),
+        ("keys: {a: {secret_env: NOT_SET}}", "keys.a.secret_env", "NOT_SET is not set"),
+        ("models: {x: {default_size: 10x}}", "models.x.default_size", "not WIDTHxHEIGHT"),
+        ("models: {x: {successor: y}}", "models.x.successor", "'y' is not a model"),
+        ("models: {x: {aliases: [y]}, y: {}}", "models.x.aliases", "already names"),
+        ("models: {x: {}, x: {}}", "", "stands twice"),
+        ("prices: nowhere", "", "nowhere"),
+    ],
+)
+def test_each_mistake_is_named_with_its_key(tmp_path, text, key, says):
+    found = [(at, message) for at, message in problems_anywhere(tmp_path, text) if says in f"{at} {message}"]
+    assert any(at == key or (key == "" and says in message + at) for at, message in found), found
+
+
+def problems_anywhere(tmp_path: Path, text: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    return [(problem.key, f"{problem.file} {problem.message}") for problem in caught.value.problems]
+
+
+def test_all_mistakes_are_reported_together(tmp_path):
+    found = problems(tmp_path, "version: 2\nrouting: {policy: wild}\nprovidres: {}\n")
+    assert [key for key, _ in found] == ["version", "routing.policy", "providres"]
+
+
+def test_a_prior_must_make_sense(tmp_path):
+    text = SMALL.replace("p50_s: 1", "p50_s: 9")
+    assert ("models.tiny.targets.gpu-fast.prior", "needs 0 < p50_s <= p95_s") in problems(tmp_path, text)
+
+
+def test_a_retired_model_is_served_by_its_successor_from_its_day_on(tmp_path):
+    text = SMALL + "  old: {retires: 2026-11-20, successor: tiny}\n"
+    assert read(tmp_path, text).names["old"] == "tiny"
+    later = SMALL + "  old: {retires: 2026-11-21, successor: tiny}\n"
+    assert read(tmp_path, later).names["old"] == "old"
+
+
+def test_a_later_file_replaces_a_whole_model_and_adds_others(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text(SMALL)
+    second.write_text("models: {extra: {targets: {gpu-fast: {generate: flux.2-dev-turbo}}}}")
+    settings = load([first, second], {}, today=TODAY)
+    assert set(settings.models) == {"tiny", "extra"}
+
+
+def test_default_config_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_config().is_absolute()
+    (tmp_path / "providers.yaml").write_text(SMALL)
+    assert default_config() == Path("providers.yaml")
