@@ -144,6 +144,10 @@ class ProviderError(Exception):
         self.provider_request_id = provider_request_id
         self.details = dict(details or {})
         self.evidence = evidence  # what the provider said about its bill all the same: a result without pictures
+        # What the transport saw of the attempt; None until it has passed through there.
+        self.latency_s: float | None = None
+        self.ttfb_s: float | None = None
+        self.sent_billable: bool | None = None  # whether anything the provider may charge for has left
 
     @property
     def consequence(self) -> Consequence:
