@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any
 
 NANOS = 1_000_000_000
 """Nanos in one unit of a currency."""
+
+_CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # the caller's decimal context must not change an amount
 
 
 def money(nanos: int) -> Decimal:
@@ -20,6 +23,21 @@ def money_text(nanos: int) -> str:
     """The amount as the shortest plain decimal text: no exponent, no trailing zeros (``0.008``, ``0``)."""
     text = format(money(nanos), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def exact_decimal(value: int | Fraction) -> Decimal:
+    """The number as a decimal: exact where one exists within 60 digits, else rounded to that."""
+    if value.denominator == 1:
+        return Decimal(value.numerator)
+    return _CONTEXT.divide(Decimal(value.numerator), Decimal(value.denominator))
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """The quotient as a whole number, ties to even: the one rounding rule of all amounts. ``denominator`` > 0."""
+    whole, rest = divmod(numerator, denominator)
+    if 2 * rest > denominator or (2 * rest == denominator and whole & 1):
+        whole += 1
+    return whole
 
 
 class Basis(StrEnum):

@@ -14,7 +14,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
-from pricing.charge import NANOS
+from pricing.charge import NANOS, exact_decimal
 from pricing.document import Fields, PricingError, Problem
 from pricing.tokens import image_output_tokens
 from pricing.usage import ImageSize
@@ -28,6 +28,7 @@ TOKENS = (
 ROUNDINGS = ("up_per_image", "up_per_request", "exact")
 SOURCES = ("official", "secondary", "measured", "operator", "contract")
 CERTAINTIES = ("high", "medium", "low")
+REPORTED_UNITS = ("credit", "tick", "unit", "megapixel", "image", "second")
 OPEN = "auto"
 """The word by which a request leaves a choice to the provider; the same as saying nothing."""
 
@@ -59,10 +60,13 @@ class When:
         return " ".join(parts)
 
     @classmethod
-    def read(cls, fields: Fields | None) -> When:
+    def read(cls, fields: Fields | None, *, of_pictures: bool) -> When:
+        """Sizes can only be asked where single pictures are counted."""
         if fields is None:
-            return cls()
+            return _ALWAYS
         size, max_pixels = fields.size("size"), fields.integer("max_pixels")
+        if not of_pictures and (size is not None or max_pixels is not None):
+            fields.problem("", "can only hold words here: no single picture has this price")
         words = tuple((name, fields.text(name)) for name in fields.names())
         fields.end()
         return cls(words, size, max_pixels)
@@ -108,7 +112,7 @@ class Span:
         high = fields.decimal("at_most", expected) or Decimal(0)
         if not low <= expected <= high:
             fields.problem(name, "at_least, the figure and at_most must be in ascending order")
-        when = When.read(fields.fields("when"))
+        when = When.read(fields.fields("when"), of_pictures=True)
         fields.end()
         return cls(low, expected, high, when)
 
@@ -211,7 +215,7 @@ class Formula:
         exact = image_output_tokens(int(q), picture) * Fraction(self.token_price)
         step = Fraction(self.round_up_to)
         total = -(-exact // step) * step + Fraction(self.plus)
-        return Rate(Decimal(total.numerator) / Decimal(total.denominator))
+        return Rate(exact_decimal(total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,13 +268,21 @@ class Component:
     token: str = ""
     estimate: Estimate | None = None
     formula: Formula | None = None  # the rate of pictures that no rate is for
-    upper_bound: bool = False  # the unit price is the most it can be; the provider says the true one
+    at_least: Rate | None = None  # how low and how high the unit price may really be, where that is uncertain
+    at_most: Rate | None = None
 
     @property
     def of_pictures(self) -> bool:
         return self.metric in PICTURE_METRICS
 
-    def rate_for(self, words: Words, picture: ImageSize | None) -> Rate:
+    def applies(self, words: Words) -> bool:
+        return self.when is _ALWAYS or self.when.holds(words, None)
+
+    def rate_for(self, words: Words, picture: ImageSize | None, bound: str = "expected") -> Rate:
+        if bound == "low" and self.at_least is not None:
+            return self.at_least
+        if bound == "high" and self.at_most is not None:
+            return self.at_most
         for rate in self.rates:
             if rate.when is _ALWAYS or rate.when.holds(words, picture):
                 return rate
@@ -283,15 +295,15 @@ class Component:
         type_ = fields.text("type", choices=TYPES)
         metric = fields.text("metric", choices=METRICS)
         label = fields.text("label", "")
-        when = When.read(fields.fields("when"))
+        when = When.read(fields.fields("when"), of_pictures=False)
         per = 1
         if metric == "token":
             per = fields.integer("per") or 0
             if per not in (1, 1000, 1_000_000):
                 fields.problem("per", "must say for how many tokens unit_price is: 1, 1000 or 1000000")
                 per = 1
-        rates = _read_rates(fields, per)
-        values: dict[str, Any] = {"upper_bound": fields.flag("upper_bound")}
+        rates = _read_rates(fields, per, of_pictures=metric in PICTURE_METRICS)
+        values: dict[str, Any] = _read_bounds(fields, rates, per)
         if metric == "megapixel":
             values["megapixel"] = fields.integer("megapixel") or 0
             if values["megapixel"] not in (1_048_576, 1_000_000):
@@ -363,26 +375,49 @@ class Component:
             value = getattr(self, part)
             if value is not None:
                 result[part] = value.as_dict()
-        if self.upper_bound:
-            result["upper_bound"] = "true"
+        for name in ("at_least", "at_most"):
+            bound = getattr(self, name)
+            if bound is not None:
+                result[name] = _plain(bound.unit_price)
         return result
 
 
-def _read_rates(fields: Fields, per: int) -> tuple[Rate, ...]:
+def _read_rates(fields: Fields, per: int, *, of_pictures: bool) -> tuple[Rate, ...]:
     """One ``unit_price``, or ``rates`` of which the first that holds is taken."""
     if "rates" not in fields:
-        return (Rate(fields.amount("unit_price") / per),)
+        return (Rate(_each(fields.amount("unit_price"), per)),)
     if "unit_price" in fields:
         fields.problem("unit_price", "cannot stand beside rates")
         fields.amount("unit_price")
     rates: list[Rate] = []
     for row in fields.each("rates"):
-        rate = Rate(row.amount("unit_price") / per, When.read(row.fields("when")))
+        price = row.amount("unit_price")
+        rate = Rate(_each(price, per), When.read(row.fields("when"), of_pictures=of_pictures))
         row.end()
-        if any(earlier.when == rate.when for earlier in rates):
-            row.problem("when", "is the same as that of an earlier rate, which would always win")
+        if any(earlier.when in (_ALWAYS, rate.when) for earlier in rates):
+            row.problem("when", "never comes to hold: an earlier rate always wins")
         rates.append(rate)
     return tuple(rates) or (Rate(Decimal(0)),)
+
+
+def _read_bounds(fields: Fields, rates: tuple[Rate, ...], per: int) -> dict[str, Any]:
+    """``at_least`` and ``at_most``: how far the true unit price may be from the one that is written."""
+    bounds: dict[str, Any] = {}
+    for name in ("at_least", "at_most"):
+        value = fields.decimal(name, optional=True)
+        if value is None:
+            continue
+        bound = Rate(_each(value, per))
+        if len(rates) > 1 or rates[0].when != _ALWAYS:
+            fields.problem(name, "can only bound a single unit_price")
+        elif (bound.unit_price > rates[0].unit_price) != (name == "at_most"):
+            fields.problem(name, "is on the wrong side of unit_price")
+        bounds[name] = bound
+    return bounds
+
+
+def _each(price: Decimal, per: int) -> Decimal:
+    return price if per == 1 else exact_decimal(Fraction(price) / per)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +452,7 @@ class Price:
         text = moment.date().isoformat() if midnight else moment.isoformat().replace("+00:00", "Z")
         object.__setattr__(self, "id", f"{self.book}:{self.sku}@{text}")
         object.__setattr__(self, "defaults", {name: choices[0] for name, choices in self.open.items()})
-        estimated = any(component.estimate is not None or component.upper_bound for component in self.components)
+        estimated = any(component.estimate or component.at_least or component.at_most for component in self.components)
         object.__setattr__(self, "estimated", estimated)
 
     def words(self, attributes: Words) -> Words:
@@ -450,6 +485,8 @@ class Price:
                 fields.problem("sizes", str(error))
         if (reported := fields.fields("reported")) is not None:
             values["reported"] = {name: reported.amount(name) for name in reported.names()}
+            for name in set(values["reported"]) - set(REPORTED_UNITS):
+                reported.problem(name, f"is none of {', '.join(REPORTED_UNITS)}")
         components = tuple(Component.read(component) for component in fields.each("components"))
         fields.end()
         return cls(book=book, sku=sku, components=components, sizes=tuple(sizes), **values)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-from pricing.charge import Charge, money_text
+from pricing.charge import Charge, money_text, round_half_even
 from pricing.price import OPEN, Price, Words
 from pricing.rating import Consumption, charge
 from pricing.usage import Expected, ImageSize
@@ -40,7 +40,7 @@ class Quote:
         nanos = micros = 0
         for item in self.expected.items:
             before, nanos = micros, nanos + item.amount_nanos
-            micros = round(Decimal(nanos) / 1000)
+            micros = round_half_even(nanos, 1000)
             components.append(
                 {
                     "type": item.type,

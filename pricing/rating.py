@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from fractions import Fraction
 
-from pricing.charge import Basis, Charge, LineItem
+from pricing.charge import Basis, Charge, LineItem, exact_decimal, round_half_even
 from pricing.price import Component, Price, Rate, Words
 from pricing.usage import Expected, ImageSize, Usage
 
 Quantity = int | Fraction
-
-_CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # for showing quantities; never the caller's context
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +59,9 @@ def charge(price: Price, consumed: Consumption, basis: Basis = Basis.MEASURED) -
     """The charge of a consumption: the line items of every component that counts."""
     items: list[LineItem] = []
     for component in price.components:
-        if not component.when.words or component.when.holds(consumed.words, None):
+        if component.applies(consumed.words):
             items += _items(component, consumed)
     return Charge(tuple(items), price.currency, price.id, basis)
-
-
-def round_nanos(numerator: int, denominator: int) -> int:
-    """The quotient as a whole number, ties to even."""
-    whole, rest = divmod(numerator, denominator)
-    if 2 * rest > denominator or (2 * rest == denominator and whole & 1):
-        whole += 1
-    return whole
 
 
 def line_item(component: Component, rate: Rate, consumed: Quantity, billable: Quantity) -> LineItem:
@@ -81,19 +71,12 @@ def line_item(component: Component, rate: Rate, consumed: Quantity, billable: Qu
     return LineItem(
         component.type,
         component.metric,
-        decimal(consumed),
-        decimal(billable),
+        exact_decimal(consumed),
+        exact_decimal(billable),
         rate.unit_price,
-        round_nanos(billable.numerator * nanos, billable.denominator * per),
+        round_half_even(billable.numerator * nanos, billable.denominator * per),
         f"{label} ({rate.when})" if rate.when.words or rate.when.size or rate.when.max_pixels else label,
     )
-
-
-def decimal(quantity: Quantity) -> Decimal:
-    """The quantity as a decimal: exact where that is possible, else to 60 digits."""
-    if quantity.denominator == 1:
-        return Decimal(quantity.numerator)
-    return _CONTEXT.divide(Decimal(quantity.numerator), Decimal(quantity.denominator))
 
 
 def _items(component: Component, consumed: Consumption) -> Iterable[LineItem]:
@@ -108,8 +91,7 @@ def _items(component: Component, consumed: Consumption) -> Iterable[LineItem]:
         quantity = _tokens(component, consumed)
     if quantity == 0:
         return ()
-    billable = 0 if component.upper_bound and consumed.bound == "low" else quantity
-    return (line_item(component, component.rate_for(consumed.words, None), quantity, billable),)
+    return (line_item(component, component.rate_for(consumed.words, None, consumed.bound), quantity, quantity),)
 
 
 def _picture_items(component: Component, consumed: Consumption) -> Iterable[LineItem]:
@@ -126,7 +108,7 @@ def _picture_items(component: Component, consumed: Consumption) -> Iterable[Line
             billable = component.cap
         if not per_request:
             billable = _billable(component, billable)
-        rate = component.rate_for(consumed.words, picture)
+        rate = component.rate_for(consumed.words, picture, consumed.bound)
         before = sums.get(rate)
         sums[rate] = (quantity, billable) if before is None else (before[0] + quantity, before[1] + billable)
     items = []
@@ -138,9 +120,7 @@ def _picture_items(component: Component, consumed: Consumption) -> Iterable[Line
             billable = billable * factor
             if component.metric == "step":
                 quantity = quantity * (consumed.steps or component.steps.default)
-        if component.upper_bound and consumed.bound == "low":
-            billable = 0
-        if billable or not (component.above or component.upper_bound):
+        if billable:  # nothing reaches into the band of further megapixels: no line for it
             items.append(line_item(component, rate, quantity, billable))
     return items
 

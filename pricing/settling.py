@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
-from pricing.charge import NANOS, Basis, Charge, LineItem
+from pricing.charge import NANOS, Basis, Charge, LineItem, round_half_even
 from pricing.price import Component, Price
 from pricing.quoting import Quote
 from pricing.quoting import quote as quote_of
-from pricing.rating import Consumption, charge, round_nanos
+from pricing.rating import Consumption, charge
 from pricing.usage import Expected, Reported, Usage
 
 MONEY_UNITS = frozenset({"credit", "tick"})
@@ -115,7 +115,7 @@ def _as_reported(reported: Reported, unit_price: Decimal, currency: str, price_i
         reported.amount,
         reported.amount,
         unit_price,
-        round_nanos(exact.numerator, exact.denominator),
+        round_half_even(exact.numerator, exact.denominator),
         "as reported by the provider",
     )
     return Charge((item,), currency, price_id, basis)
