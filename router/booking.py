@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from pricing import Basis, ImageSize, money_text
+from pricing import Basis, ImageSize
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
 from router.ledger import Opening, Role, Settlement, State
 from router.offers import Offer, Order
-from router.routing import Decision, Outcome
+from router.routing import Decision, Outcome, Scored
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
 
 
@@ -259,46 +259,24 @@ def digest(request: ImageRequest) -> str:
 
 def dry_run(order: Order, chosen: Offer, decision: Decision) -> dict[str, Any]:
     """The reference's estimate for the chosen target, and beside it a quote for every candidate."""
-    quote = chosen.quote
-    body: dict[str, Any] = {
-        "estimated": True,
-        "model": order.model.slug,
-        "provider": chosen.target.provider,
-        "total_cost_micros": micros(quote.expected.total_nanos) if quote else None,
-        "currency": quote.expected.currency if quote else "USD",
-        "components": quote.components() if quote else [],
-        "reason": decision.reason,
-    }
+    if chosen.quote is not None:
+        body = chosen.quote.as_dict(order.model.slug, chosen.target.provider)
+    else:
+        body = {"estimated": True, "model": order.model.slug, "provider": chosen.target.provider, "components": []}
+        body |= {"total_cost_micros": None, "currency": "USD"}
     scored = {candidate.target: candidate for candidate in decision.candidates}
-    body["candidates"] = [_quoted(offer, scored.get(offer.target.key)) for offer in order.offers]
+    body["reason"] = decision.reason
+    body["candidates"] = [_quoted(order, offer, scored[offer.target.key]) for offer in order.offers]
     return body
 
 
-def _quoted(offer: Offer, scored: Any) -> dict[str, Any]:
-    quote = offer.quote
-    body: dict[str, Any] = {
-        "provider": offer.target.provider,
-        "target": offer.target.key,
-        "excluded": offer.lacks or (scored.excluded_by if scored else None),
-        "price_version": offer.price.id if offer.price else None,
+def _quoted(order: Order, offer: Offer, scored: Scored) -> dict[str, Any]:
+    body: dict[str, Any] = {"target": offer.target.key, "excluded_by": offer.lacks or scored.excluded_by}
+    if offer.quote is not None:
+        body |= offer.quote.as_dict(order.model.slug, offer.target.provider)
+    return body | {
+        "latency_p50_s": round(scored.p50_s, 3),
+        "latency_p95_s": round(scored.p95_s, 3),
+        "success": round(scored.success, 4),
+        "samples": scored.samples,
     }
-    if quote is not None:
-        body |= {
-            "cost": money_text(quote.expected.total_nanos),
-            "cost_low": money_text(quote.low.total_nanos),
-            "cost_high": money_text(quote.high.total_nanos),
-            "currency": quote.expected.currency,
-            "exact": quote.exact,
-            "hint": quote.hint,
-            "components": quote.components(),
-        }
-    if scored is not None:
-        body["latency_p50_s"] = round(scored.p50_s, 3)
-        body["latency_p95_s"] = round(scored.p95_s, 3)
-        body["success"] = round(scored.success, 4)
-    return body
-
-
-def micros(nanos: int) -> int | float:
-    """Millionths, as the reference writes money; a fraction only where nanos need one."""
-    return nanos // 1000 if nanos % 1000 == 0 else nanos / 1000

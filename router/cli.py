@@ -74,8 +74,12 @@ def _print_problems(error: ConfigError) -> None:
 @config_option
 @ledger_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one.")
-@click.option("--sandbox", is_flag=True, help="Use the built-in provider emulators instead of real hosts: no key, no bill.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
+@click.option(
+    "--sandbox", is_flag=True, help="Use the built-in provider emulators instead of real hosts: no key, no bill."
+)
 @click.option("--sandbox-speed", default=0.1, show_default=True, help="Sandbox latencies as a share of the real ones.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "console"]), default="auto", show_default=True)
 def serve(
@@ -98,9 +102,7 @@ def serve(
         os.environ["PIXELROUTE_LEDGER"] = ledger
     paths = tuple(configs) or (default_config(),)
     try:
-        serve_forever(
-            paths, host=host, port=port, sandbox=sandbox, sandbox_speed=sandbox_speed, log_format=log_format
-        )
+        serve_forever(paths, host=host, port=port, sandbox=sandbox, sandbox_speed=sandbox_speed, log_format=log_format)
     except ConfigError as error:
         _print_problems(error)
         sys.exit(2)
@@ -123,7 +125,9 @@ def sandbox(host: str, port: int, speed: float) -> None:
 @main.command()
 @click.option("--once", is_flag=True, help="End after the requests; the exit status tells success.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--pictures", default="demo-pictures", show_default=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--pictures", default="demo-pictures", show_default=True, type=click.Path(path_type=Path, file_okay=False)
+)
 def demo(once: bool, port: int, pictures: Path) -> None:
     """Send a few requests through a router on the sandbox, show choices, pictures, costs and the report; keep serving."""
     from router.demo import run
@@ -207,15 +211,15 @@ def quote(
         return
     table = Table("target", "cost", "at least", "at most", "price in force", "note", box=None, header_style="bold")
     for candidate in body["candidates"]:
-        if candidate.get("cost") is None:
-            table.add_row(candidate["target"], "-", "-", "-", "-", f"cannot serve it: {candidate['excluded']}")
+        if candidate.get("total_cost") is None:
+            table.add_row(candidate["target"], "-", "-", "-", "-", f"cannot serve it: {candidate['excluded_by']}")
             continue
         table.add_row(
             candidate["target"],
-            f"{candidate['cost']} {candidate['currency']}",
-            candidate["cost_low"],
-            candidate["cost_high"],
-            candidate["price_version"],
+            f"{candidate['total_cost']} {candidate['currency']}",
+            candidate["low_cost"],
+            candidate["high_cost"],
+            candidate["price_id"],
             candidate["hint"] or "",
         )
     out.print(table)

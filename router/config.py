@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from pricing import ImageSize, PriceBooks, PricingError, load_price_books
+from pricing import ImageSize, PriceBooks, PricingError, Problem, load_price_books
+from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
+from router.routing import PRESETS, Prior, RoutingSettings
 from router.types import Model, Operation, Provider, SizeRule, Target
-
-T = TypeVar("T")
 
 MIB = 1024 * 1024
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 POLICIES = ("balanced", "fastest", "cheapest", "reliable", "weighted", "priority")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with a file: where, and what to do about it."""
-
-    file: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.message}" if self.key else f"{self.file}: {self.message}"
 
 
 class ConfigError(Exception):
@@ -82,25 +68,6 @@ class ClientKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
-    """What to expect of a target before it has been seen: from public statistics or the operator's experience."""
-
-    p50_s: float
-    p95_s: float
-    success: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingSettings:
-    """How this installation weighs money against waiting; see router/routing/README.md."""
-
-    policy: str = "balanced"
-    value_of_time: float | None = None  # currency units per second of waiting; None: the policy's own
-    explore: bool = True
-    refused: str = "stop"  # stop, failover: what a content refusal does
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything the router needs, checked. Immutable: a reload builds another one."""
 
@@ -114,156 +81,26 @@ class Settings:
     keys: tuple[ClientKey, ...]
     books: PriceBooks
     ledger_url: str
-    routing: RoutingSettings = RoutingSettings()
+    routing: RoutingSettings
     limits: Limits = Limits()
     media: MediaSettings = MediaSettings()
     public_url: str | None = None
     undecodable_inputs: str = "reject"  # reject, forward
+    refused: str = "stop"  # stop, failover: what a content refusal does
 
     @property
     def targets(self) -> tuple[Target, ...]:
         return tuple(target for model in self.models.values() for target in model.targets)
 
 
-# --- reading a YAML file strictly -------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, which YAML would settle silently by the last one."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except OSError as error:
-        problems.append(Problem(str(path), "", f"cannot be read: {error.strerror}"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problems.append(Problem(str(path), "", f"is not valid YAML: {' '.join(str(error).split())}"))
-    else:
-        if isinstance(data, dict):
-            return data
-        problems.append(Problem(str(path), "", "must be a mapping with providers and models"))
-    return {}
-
-
-class _Section:
-    """One mapping of the file: typed reads that note a problem and go on, and a check for keys nobody read."""
-
-    def __init__(self, file: str, key: str, data: Any, problems: list[Problem]) -> None:
-        self.file, self.key, self.problems = file, key, problems
-        if not isinstance(data, dict):
-            self.problem("", f"must be a mapping, not {_kind(data)}")
-            data = {}
-        self.data: dict[Any, Any] = data
-        self.read: set[Any] = set()
-
-    def path(self, key: str) -> str:
-        return f"{self.key}.{key}" if self.key and key else self.key or key
-
-    def problem(self, key: str, message: str) -> None:
-        self.problems.append(Problem(self.file, self.path(key), message))
-
-    def _take(self, key: str, kind: type | tuple[type, ...], word: str, default: T, required: bool = False) -> Any | T:
-        self.read.add(key)
-        value = self.data.get(key)
-        if value is None:
-            if required:
-                self.problem(key, "is missing")
-            return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.problem(key, f"must be {word}, not {_kind(value)}")
-            return default
-        return value
-
-    def text(self, key: str, default: T = cast(Any, None), *, required: bool = False) -> str | T:
-        return cast("str | T", self._take(key, str, "a text", default, required))
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        return bool(self._take(key, bool, "true or false", default))
-
-    def integer(self, key: str, default: int, *, least: int = 0) -> int:
-        value = int(self._take(key, int, "a whole number", default))
-        if value < least:
-            self.problem(key, f"must be at least {least}")
-            return default
-        return value
-
-    def number(self, key: str, default: T = cast(Any, None), *, least: float = 0.0) -> float | T:
-        value = self._take(key, (int, float), "a number", default)
-        if isinstance(value, int | float) and not value >= least:
-            self.problem(key, f"must be at least {least:g}")
-            return default
-        return cast("float | T", value)
-
-    def choice(self, key: str, options: Iterable[str], default: T = cast(Any, None)) -> str | T:
-        value = self.text(key, default)
-        options = tuple(options)
-        if isinstance(value, str) and value not in options:
-            self.problem(key, f"{value!r} is not one of {', '.join(options)}")
-            return default
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self._take(key, list, "a list", [])
-        if not all(isinstance(item, str) for item in value):
-            self.problem(key, "must be a list of texts")
-            return ()
-        return tuple(value)
-
-    def size(self, key: str) -> ImageSize | None:
-        text = self.text(key)
-        if text is None:
-            return None
-        try:
-            return ImageSize.parse(text)
-        except ValueError as error:
-            self.problem(key, str(error))
-            return None
-
-    def day(self, key: str) -> date | None:
-        return cast("date | None", self._take(key, date, "a date like 2026-11-20", None))
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self._take(key, dict, "a mapping", {})
-        return {str(name): item for name, item in value.items()}
-
-    def section(self, key: str) -> _Section:
-        return _Section(self.file, self.path(key), self.mapping(key), self.problems)
-
-    def sections(self, key: str) -> Iterable[tuple[str, _Section]]:
-        for name, data in self.mapping(key).items():
-            yield name, _Section(self.file, f"{self.path(key)}.{name}", data, self.problems)
-
-    def done(self) -> None:
-        for key in self.data:
-            if key not in self.read:
-                known = ", ".join(sorted(str(name) for name in self.read))
-                self.problem(str(key), f"is not a known key here (known: {known})")
-
-
-def _kind(value: Any) -> str:
-    return {dict: "a mapping", list: "a list", str: "a text", bool: "true/false", type(None): "nothing"}.get(
-        type(value), f"a {type(value).__name__}"
-    )
-
-
 # --- the parts of the file --------------------------------------------------------------------------------------
 
 
 def _provider(
-    name: str, section: _Section, env: Mapping[str, str], sandbox: _Sandbox | None, keyless: bool
+    name: str, section: Section, env: Mapping[str, str], sandbox: _Sandbox | None, keyless: bool
 ) -> Provider | str:
     """A provider, or the reason why it is not used here."""
-    adapter = section.text("adapter", name)
+    adapter = section.text_or("adapter", name)
     urls = {str(key): str(url).rstrip("/") for key, url in section.mapping("urls").items()}
     for url_name, variable in section.mapping("urls_env").items():
         if value := env.get(str(variable)):
@@ -282,14 +119,14 @@ def _provider(
         urls, key = dict(sandbox.urls.get(name, {})), sandbox.keys.get(name)
     provider = Provider(
         name=name,
-        title=section.text("name", name),
+        title=section.text_or("name", name),
         adapter=adapter,
         urls=urls,
         key=key,
-        prices=section.text("prices", name),
+        prices=section.text_or("prices", name),
         result_hosts=section.texts("result_hosts"),
         concurrency=section.integer("concurrency", 0) or None,
-        timeout_s=float(section.number("timeout_s", 120.0, least=1.0)),
+        timeout_s=section.number_or("timeout_s", 120.0, least=1.0),
         billing=billing,
     )
     disabled = section.flag("disabled")
@@ -317,7 +154,7 @@ class _Sandbox:
     keys: Mapping[str, str]
 
 
-def _size_rule(section: _Section) -> SizeRule:
+def _size_rule(section: Section) -> SizeRule:
     fixed = []
     for text in section.texts("fixed"):
         try:
@@ -332,13 +169,13 @@ def _size_rule(section: _Section) -> SizeRule:
         multiple_of=section.integer("multiple_of", 1, least=1),
         min_pixels=section.integer("min_pixels", 1, least=1),
         max_pixels=section.integer("max_pixels", plain.max_pixels, least=1),
-        max_ratio=section.number("max_ratio", None, least=1.0),
+        max_ratio=section.number("max_ratio", least=1.0),
     )
     section.done()
     return rule
 
 
-def _target(model: str, provider: str, section: _Section) -> tuple[Target, Prior | None, tuple[float, int]]:
+def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior | None, tuple[float, int]]:
     endpoints = {operation: id for operation in Operation if (id := section.text(operation.value)) is not None}
     if not endpoints:
         section.problem("", "names no operation: give the provider's model id under generate, edit or variation")
@@ -362,8 +199,8 @@ def _target(model: str, provider: str, section: _Section) -> tuple[Target, Prior
     prior = None
     if section.data.get("prior") is not None:
         numbers = section.section("prior")
-        p50, p95 = numbers.number("p50_s", 0.0), numbers.number("p95_s", 0.0)
-        success = numbers.number("success", 0.99)
+        p50, p95 = numbers.number_or("p50_s", 0.0), numbers.number_or("p95_s", 0.0)
+        success = numbers.number_or("success", 0.99)
         numbers.done()
         if not 0 < p50 <= p95:
             numbers.problem("", "needs 0 < p50_s <= p95_s")
@@ -371,20 +208,41 @@ def _target(model: str, provider: str, section: _Section) -> tuple[Target, Prior
             numbers.problem("success", "must be above 0 and at most 1")
         else:
             prior = Prior(p50, p95, success)
-    weights = (float(section.number("weight", 1.0)), section.integer("priority", 0))
+    weights = (section.number_or("weight", 1.0), section.integer("priority", 0))
     section.done()
     return target, prior, weights
 
 
-def _model(slug: str, section: _Section, build: Callable[[str, _Section], Target | None]) -> Model:
+@dataclass(frozen=True, slots=True)
+class _TargetBuilder:
+    """Builds a model's targets at the providers in use, and notes what the file says of each beside itself."""
+
+    providers: Mapping[str, Provider]
+    disabled: Mapping[str, str]
+    priors: dict[str, Prior]
+    weights: dict[str, tuple[float, int]]
+
+    def __call__(self, model: str, provider: str, section: Section) -> Target | None:
+        target, prior, weight = _target(model, provider, section)
+        if provider not in self.providers:
+            if provider not in self.disabled:
+                section.problem("", "this provider is not described under providers")
+            return None
+        self.weights[target.key] = weight
+        if prior is not None:
+            self.priors[target.key] = prior
+        return target
+
+
+def _model(slug: str, section: Section, build: _TargetBuilder) -> Model:
     if not SLUG.fullmatch(slug):
         section.problem("", "a slug is lower-case letters, digits, '.', '_' and '-'")
     declared = list(section.sections("targets"))
-    targets = [target for name, part in declared if (target := build(name, part)) is not None]
+    targets = [target for name, part in declared if (target := build(slug, name, part)) is not None]
     model = Model(
         slug=slug,
-        name=section.text("name", slug),
-        creator=section.text("creator", "unknown"),
+        name=section.text_or("name", slug),
+        creator=section.text_or("creator", "unknown"),
         targets=tuple(targets),
         aliases=section.texts("aliases"),
         family=section.text("family"),
@@ -402,7 +260,7 @@ def _model(slug: str, section: _Section, build: Callable[[str, _Section], Target
     return model
 
 
-def _client_keys(section: _Section, env: Mapping[str, str], keyless: bool) -> tuple[ClientKey, ...]:
+def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tuple[ClientKey, ...]:
     keys = []
     for name, part in section.sections("keys"):
         variable = part.text("secret_env", required=True)
@@ -459,13 +317,15 @@ def load(
     defaults: dict[Operation, str] = {}
     keys: tuple[ClientKey, ...] = ()
     routing, limits, media = RoutingSettings(), Limits(), MediaSettings()
-    ledger_url = public_url = prices_directory = None
-    undecodable = "reject"
-    origin: dict[str, _Section] = {}
+    ledger_url: str | None = None
+    public_url: str | None = None
+    prices_directory: str | None = None
+    undecodable, refused = "reject", "stop"
+    origin: dict[str, Section] = {}
 
     for path in paths:
         file = str(path)
-        root = _Section(file, "", _read(path, problems), problems)
+        root = Section(file, "", read_yaml(path, problems), problems)
         if root.integer("version", 1) != 1:
             root.problem("version", "this program reads version 1")
         for name, section in root.sections("providers"):
@@ -477,36 +337,24 @@ def load(
             else:
                 providers[name] = built
 
-        def build(slug: str) -> Callable[[str, _Section], Target | None]:
-            def target(provider: str, section: _Section) -> Target | None:
-                built, prior, weight = _target(slug, provider, section)
-                if provider not in providers and provider not in disabled:
-                    section.problem("", "this provider is not described under providers")
-                if provider not in providers:
-                    return None
-                weights[built.key] = weight
-                if prior is not None:
-                    priors[built.key] = prior
-                return built
-
-            return target
-
+        build = _TargetBuilder(providers, disabled, priors, weights)
         for slug, section in root.sections("models"):
-            models[slug] = _model(slug, section, build(slug))
+            models[slug] = _model(slug, section, build)
             origin[slug] = section
         default = root.section("defaults")
         for operation in Operation:
-            if name := default.text(operation.value):
-                defaults[operation] = name
+            if chosen := default.text(operation.value):
+                defaults[operation] = chosen
         default.done()
         keys = keys or _client_keys(root, env, keyless)
         root.read.add("keys")
         routing = _routing(root.section("routing"), routing)
+        refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
         limits = _limits(root.section("limits"), limits)
         media = _media(root.section("media"), media, env)
-        ledger_url = root.text("ledger", ledger_url)
-        public_url = root.text("public_url", public_url)
-        prices_directory = root.text("prices", prices_directory)
+        ledger_url = root.text("ledger") or ledger_url
+        public_url = root.text("public_url") or public_url
+        prices_directory = root.text("prices") or prices_directory
         undecodable = root.choice("undecodable_inputs", ("reject", "forward"), undecodable)
         root.done()
 
@@ -528,11 +376,16 @@ def load(
         keys=keys,
         books=books,
         ledger_url=env.get("PIXELROUTE_LEDGER") or ledger_url or _default_ledger(sandbox is not None),
-        routing=routing,
+        routing=replace(
+            routing,
+            attempts=limits.max_attempts,
+            concurrency={name: p.concurrency for name, p in providers.items() if p.concurrency is not None},
+        ),
         limits=limits,
         media=media,
         public_url=env.get("PIXELROUTE_PUBLIC_URL") or public_url,
         undecodable_inputs=undecodable,
+        refused=refused,
     )
 
 
@@ -541,32 +394,34 @@ def _default_ledger(sandbox: bool) -> str:
     return f"sqlite:///pixelroute-data/{'sandbox' if sandbox else 'ledger'}.db"
 
 
-def _routing(section: _Section, before: RoutingSettings) -> RoutingSettings:
-    built = RoutingSettings(
-        policy=section.choice("policy", POLICIES, before.policy),
-        value_of_time=section.number("value_of_time", before.value_of_time),
-        explore=section.flag("explore", before.explore),
-        refused=section.choice("refused", ("stop", "failover"), before.refused),
-    )
+def _routing(section: Section, before: RoutingSettings) -> RoutingSettings:
+    """``value_of_time`` ($ per second of waiting) is the one knob behind the presets; naming it sets it for all."""
+    preset = section.choice("policy", POLICIES, before.preset)
+    value = section.number("value_of_time")
+    presets = before.presets
+    if value is not None:
+        presets = {name: replace(known, value_of_time=value) for name, known in PRESETS.items()}
+    explore = section.number_or("explore_share", before.explore_share)
+    section.read.add("refused")
     section.done()
-    return built
+    return replace(before, preset=preset, presets=presets, explore_share=explore)
 
 
-def _limits(section: _Section, before: Limits) -> Limits:
+def _limits(section: Section, before: Limits) -> Limits:
     built = Limits(
         body_bytes=section.integer("body_bytes", before.body_bytes, least=1024),
         in_flight_bytes=section.integer("in_flight_bytes", before.in_flight_bytes, least=MIB),
-        request_timeout_s=float(section.number("request_timeout_s", before.request_timeout_s, least=0.1)),
+        request_timeout_s=section.number_or("request_timeout_s", before.request_timeout_s, least=0.1),
         max_attempts=section.integer("max_attempts", before.max_attempts, least=1),
-        drain_s=float(section.number("drain_s", before.drain_s)),
+        drain_s=section.number_or("drain_s", before.drain_s),
     )
     section.done()
     return built
 
 
-def _media(section: _Section, before: MediaSettings, env: Mapping[str, str]) -> MediaSettings:
+def _media(section: Section, before: MediaSettings, env: Mapping[str, str]) -> MediaSettings:
     built = MediaSettings(
-        directory=env.get("PIXELROUTE_MEDIA") or section.text("directory", before.directory),
+        directory=env.get("PIXELROUTE_MEDIA") or section.text_or("directory", before.directory),
         lifetime_s=section.integer("lifetime_s", before.lifetime_s, least=60),
         max_bytes=section.integer("max_bytes", before.max_bytes, least=MIB),
         s3=section.mapping("s3") or before.s3,
@@ -579,7 +434,7 @@ def _media(section: _Section, before: MediaSettings, env: Mapping[str, str]) -> 
 def _names(
     models: Mapping[str, Model],
     defaults: Mapping[Operation, str],
-    origin: Mapping[str, _Section],
+    origin: Mapping[str, Section],
     problems: list[Problem],
     today: date,
 ) -> dict[str, str]:

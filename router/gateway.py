@@ -86,7 +86,7 @@ class Gateway:
         observer: Observer,
         clock: Clock,
         timeout_s: float,
-        max_attempts: int,
+        refused_elsewhere: bool = False,
         weights: Mapping[str, tuple[float, int]] | None = None,
         policy: str = "balanced",
     ) -> None:
@@ -98,7 +98,7 @@ class Gateway:
         self._observer = observer
         self._clock = clock
         self._timeout_s = timeout_s
-        self._max_attempts = max_attempts
+        self._refused_elsewhere = refused_elsewhere
         self._weights = weights or {}
         self._policy = policy
         self._running: set[asyncio.Task[Any]] = set()
@@ -150,15 +150,17 @@ class Gateway:
             except ProviderError as error:
                 following = self._selector.after(
                     work.route,
-                    kind=error.kind,
-                    billed=error.billed or Billed.MAYBE,
-                    attempt_no=len(work.attempts),
-                    elapsed_s=self._clock.monotonic() - work.started,
-                    now=self._clock.monotonic(),
-                    retry_after_s=error.retry_after_s,
+                    error.kind,
+                    error.billed or Billed.MAYBE,
+                    len(work.attempts),
+                    self._clock.monotonic() - work.started,
+                    self._clock.monotonic(),
+                    error.retry_after_s,
+                    target=offer.target.key,
+                    tried=work.tried,
+                    refused_elsewhere=self._refused_elsewhere,
                 )
-                remaining = work.deadline - self._clock.monotonic() - following.delay_s
-                if following.action == "stop" or len(work.attempts) >= self._max_attempts or remaining <= 0:
+                if following.action == "stop":
                     raise self._final(work, error) from error
                 if following.delay_s:
                     await asyncio.sleep(following.delay_s)
