@@ -49,7 +49,7 @@ class Played:
 
     def sent(self, index: int = 0) -> Any:
         """The JSON body of a call."""
-        return orjson.loads(self.calls[index].request.content)
+        return orjson.loads(self.calls[index].request.read())
 
 
 def play(flow: Flow, *responses: httpx.Response | ProviderError, chunk: int = 1000) -> Played:

@@ -82,7 +82,7 @@ class Fal(Hosted):
         url = answers.link(job.state.get("cancel_url"))
         return Call(httpx.Request("PUT", url, headers=bodies.ACCEPT_HEADERS)) if url else None
 
-    def _body(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> bytes:
+    def _body(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> bytes | bodies.Pieces:
         options = target.options
         fields = bodies.offered(request, target, self.settings, _RESERVED, warnings)
         body = bodies.JsonBody()
