@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from pricing import Basis, ImageSize
+from pricing import Basis, ImageSize, Usage
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
-from router.ledger import Opening, Role, Settlement, State
+from router.ledger import Opening, Role, Settlement, State, usage_as_dict
 from router.offers import Offer, Order
 from router.routing import Decision, Outcome, Scored
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
@@ -72,14 +72,14 @@ def opening(
 def settlement(
     attempt_id: str,
     at: datetime,
-    request: ImageRequest,
     priced: Priced,
     state: State,
     outcome: str,
     duration_s: float,
     *,
     ran: Timings | None = None,
-    result: ImageResult | None = None,
+    usage: Usage | None = None,
+    queue_s: float | None = None,
     error: ProviderError | None = None,
     delivered: bool = False,
 ) -> Settlement:
@@ -96,7 +96,7 @@ def settlement(
         currency=charge.currency,
         basis=charge.basis.value,
         items=() if void else tuple(item.as_dict() for item in charge.items),
-        usage=_measured(request, result),
+        usage=usage_as_dict(usage) if usage is not None else {},
         computed_nanos=priced.computed.total_nanos if priced.computed else None,
         reported_nanos=priced.reported_nanos,
         error_kind=error.kind.value if error else None,
@@ -105,15 +105,14 @@ def settlement(
         delivered=delivered,
         latency_ms=round(duration_s * 1000),
         ttfb_ms=round(ran.ttfb_s * 1000) if ran is not None and ran.ttfb_s is not None else None,
-        queue_ms=round(result.queue_s * 1000) if result is not None and result.queue_s is not None else None,
+        queue_ms=round(queue_s * 1000) if queue_s is not None else None,
     )
 
 
 def finished(
-    model: str, opening: Opening, settlement: Settlement, offer: Offer, result: ImageResult | None
+    model: str, opening: Opening, settlement: Settlement, offer: Offer, usage: Usage | None
 ) -> AttemptFinished:
     """The same facts for metrics."""
-    usage = settlement.usage
     return AttemptFinished(
         provider=opening.provider,
         model=model,
@@ -122,15 +121,15 @@ def finished(
         duration_s=(settlement.latency_ms or 0) / 1000,
         ttfb_s=settlement.ttfb_ms / 1000 if settlement.ttfb_ms is not None else None,
         queue_s=settlement.queue_ms / 1000 if settlement.queue_ms is not None else None,
-        images=len(usage.get("outputs", ())),
+        images=len(usage.outputs) if usage else 0,
         delivered=settlement.delivered,
         amount_nanos=settlement.amount_nanos,
         currency=settlement.currency,
         basis=settlement.basis,
         items=settlement.items,
-        tokens=result.tokens if result else {},
-        input_pixels=usage.get("input_pixels", 0),
-        output_pixels=usage.get("output_pixels", 0),
+        tokens=usage.tokens if usage else {},
+        input_pixels=sum(size.pixels for size in usage.inputs if size is not None) if usage else 0,
+        output_pixels=sum(size.pixels for size in usage.outputs) if usage else 0,
         computed_nanos=settlement.computed_nanos,
         reported_nanos=settlement.reported_nanos,
         quoted_nanos=offer.quote.expected.total_nanos if offer.quote else None,
@@ -160,6 +159,56 @@ def summary(
     )
 
 
+# --- after a crash ----------------------------------------------------------------------------------------------
+
+
+def recovered_usage(opening: Opening, result: ImageResult) -> Usage:
+    """What a job left behind by an earlier process consumed: its row tells what was asked, the result what was made."""
+    expected = opening.expected
+    return Usage(
+        outputs=tuple(image.size for image in result.images if image.size is not None),
+        inputs=tuple(ImageSize.parse(size) if size else None for size in expected["inputs"]),
+        tokens=result.tokens,
+        requests=expected["requests"],
+        seconds=result.seconds,
+        steps=expected["steps"],
+        attributes=expected["attributes"],
+        reported=result.reported,
+    )
+
+
+def recovered(
+    opening: Opening,
+    at: datetime,
+    duration_s: float,
+    *,
+    priced: Priced | None = None,
+    usage: Usage | None = None,
+    provider_request_id: str | None = None,
+    error: ProviderError | None = None,
+) -> Settlement:
+    """The evidence that resolves an unknown attempt: nobody received its pictures, so it is not delivered."""
+    return Settlement(
+        attempt_id=opening.attempt_id,
+        state=State.SETTLED if priced else State.VOID,
+        recorded_at=at,
+        outcome="success" if priced else error.consequence.outcome if error else "cancelled",
+        amount_nanos=priced.charge.total_nanos if priced else 0,
+        list_nanos=priced.charge.total_nanos if priced else 0,
+        currency=opening.currency,
+        basis=priced.basis.value if priced else Basis.MEASURED.value,
+        items=tuple(item.as_dict() for item in priced.charge.items) if priced else (),
+        usage=usage_as_dict(usage) if usage is not None else {},
+        computed_nanos=priced.computed.total_nanos if priced and priced.computed else None,
+        reported_nanos=priced.reported_nanos if priced else None,
+        error_kind=error.kind.value if error else None,
+        error=error.message[:500] if error else None,
+        provider_request_id=provider_request_id,
+        latency_ms=round(duration_s * 1000),
+        evidence="resume",
+    )
+
+
 # --- failures ---------------------------------------------------------------------------------------------------
 
 
@@ -180,17 +229,20 @@ def failure_bills(provider: Provider) -> float:
     return _CHANCE[Billed(fact)] if fact is not None else 0.5
 
 
-def outcome(error: ProviderError) -> Outcome:
+def outcome(error: ProviderError, cost_nanos: int) -> Outcome:
     """The failure in the selector's vocabulary."""
     match error.consequence.health:
         case "failure":
-            return Outcome.failure()
+            timed_out = error.kind is ErrorKind.NO_ANSWER
+            return Outcome.failure(timed_out=timed_out, billed=error.billed is not Billed.NO, cost_nanos=cost_nanos)
         case "capacity":
             return Outcome.rate_limited(error.retry_after_s)
         case "blocked":
             return Outcome.blocked()
+        case _ if error.kind is ErrorKind.CANCELLED:
+            return Outcome.cancelled(cost_nanos)
         case _:
-            return Outcome.cancelled() if error.kind is ErrorKind.CANCELLED else Outcome.neutral()
+            return Outcome.neutral(cost_nanos)
 
 
 # --- quantities -------------------------------------------------------------------------------------------------
@@ -210,23 +262,6 @@ def _expected(offer: Offer) -> Mapping[str, Any]:
         "requests": expected.requests,
         "steps": expected.steps,
         "attributes": dict(expected.attributes),
-    }
-
-
-def _measured(request: ImageRequest, result: ImageResult | None) -> Mapping[str, Any]:
-    if result is None:
-        return {}
-    outputs = [image.size for image in result.images if image.size is not None]
-    inputs = tuple(image.size for image in request.images)
-    return {
-        "outputs": [str(size) for size in outputs],
-        "inputs": _sizes(inputs),
-        "output_pixels": sum(size.pixels for size in outputs),
-        "input_pixels": sum(size.pixels for size in inputs if size is not None),
-        "tokens": dict(result.tokens),
-        "seconds": format(result.seconds, "f") if result.seconds is not None else None,
-        "reported": [format(result.reported.amount, "f"), result.reported.unit] if result.reported else None,
-        "quality": result.quality,
     }
 
 

@@ -8,18 +8,20 @@ so its row will be written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import MEGAPIXEL, Usage, settle
+from pricing import MEGAPIXEL, Price, Usage, settle
 from pricing import Settlement as Priced
 from router import booking
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
-from router.ledger import Ledger, LedgerError, Opening, Role, State
+from router.ledger import Ledger, LedgerError, Opening, Role, State, Unresolved
 from router.offers import Offer, Offers, Order, used
 from router.providers.base import Job, Partial
 from router.routing import Candidate, Decision, Infeasible, Outcome, RouteRequest, Selector
@@ -35,6 +37,7 @@ from router.types import (
     PartialImage,
 )
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
@@ -70,6 +73,17 @@ class _Work:
     @property
     def request(self) -> ImageRequest:
         return self.order.request
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One try of one target, open in the ledger."""
+
+    work: _Work
+    offer: Offer
+    decision: Decision
+    opening: Opening
+    started: float
 
 
 class Gateway:
@@ -219,27 +233,30 @@ class Gateway:
                 retry=True,
                 retry_after_s=5.0,
             ) from error
-        attempt_id = opening.attempt_id
-        started = self._clock.monotonic()
-        self._selector.on_start(offer.target.key, work.route, started, attempt_id)
+        attempt = _Attempt(work, offer, decision, opening, self._clock.monotonic())
+        self._selector.on_start(offer.target.key, work.route, attempt.started, opening.attempt_id)
         self._observer.attempt_started(offer.target.provider)
         ran: Ran | None = None
         try:
-            ran = await self._perform(work, offer, attempt_id)
-            result = await self._delivery.fetch(
-                ran.result, offer.provider, timeout_s=max(1.0, work.deadline - self._clock.monotonic())
-            )
-            sizes = tuple(image.size for image in result.images if image.size is not None)
-            if len(sizes) < work.request.n:
+            ran = await self._perform(work, offer, opening.attempt_id)
+            left_s = max(5.0, work.deadline - self._clock.monotonic())  # it is paid: do not drop it for a second
+            result = await self._delivery.fetch(ran.result, offer.provider, timeout_s=left_s)
+            ran = replace(ran, result=result)
+            made = len(result.images)
+            if made < work.request.n:
+                asked = work.request.n
                 raise ProviderError(
-                    ErrorKind.UNUSABLE,
-                    f"The provider made {len(sizes)} of {work.request.n} pictures.",
-                    billed=Billed.YES,
+                    ErrorKind.UNUSABLE, f"The provider made {made} of {asked} pictures.", billed=Billed.YES
                 )
         except (ProviderError, asyncio.CancelledError) as error:
-            await self._book_failure(work, offer, decision, opening, error, ran, started)
+            await self._book_failure(attempt, error, ran)
             raise
-        return await self._book_success(work, offer, decision, opening, ran, result, started, routing)
+        except Exception as bug:  # ours, but the provider may bill: booked like an answer that never came
+            log.exception("attempt failed unexpectedly", extra={"request_id": work.request_id})
+            error = ProviderError(ErrorKind.NO_ANSWER, "The provider's answer could not be handled.")
+            await self._book_failure(attempt, error, ran)
+            raise error from bug
+        return await self._book_success(attempt, ran, result, routing)
 
     async def _perform(self, work: _Work, offer: Offer, attempt_id: str) -> Ran:
         """The adapter's flow; several at once when the target makes fewer pictures per call than were asked."""
@@ -293,125 +310,92 @@ class Gateway:
 
     # --- booking ---------------------------------------------------------------------------------------------
 
-    async def _book_success(
-        self,
-        work: _Work,
-        offer: Offer,
-        decision: Decision,
-        opening: Opening,
-        ran: Ran,
-        result: ImageResult,
-        started: float,
-        routing: bool,
-    ) -> Completed:
+    async def _book_success(self, attempt: _Attempt, ran: Ran, result: ImageResult, routing: bool) -> Completed:
+        work, offer = attempt.work, attempt.offer
         now = self._clock.monotonic()
+        duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
-        priced = settle(offer.price, used(work.request, offer, result, sizes), offer.quote)
-        await self._settle(
-            work,
-            offer,
-            opening,
-            priced,
-            State.SETTLED,
-            "success",
-            now - started,
-            ran=ran,
-            result=result,
-            delivered=True,
-        )
-        self._selector.on_end(opening.attempt_id, Outcome.success(now - started), now)
-        work.provider_s += ran.latency_s
-        work.attempts.append(
-            booking.summary(offer, "success", now - started, priced.charge.total_nanos, Billed.YES, decision.reason)
-        )
+        usage = used(work.request, offer, result, sizes)
+        priced = settle(offer.price, usage, offer.quote)
+        await self._settle(attempt, priced, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True)
+        total = priced.charge.total_nanos
+        self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
+        work.provider_s += duration_s
+        work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.decision.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
         delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
-        return self._completed(work, offer, decision, priced, result, delivered, routing)
+        return self._completed(attempt, priced, result, delivered, routing)
 
     async def _book_failure(
-        self,
-        work: _Work,
-        offer: Offer,
-        decision: Decision,
-        opening: Opening,
-        error: ProviderError | asyncio.CancelledError,
-        ran: Ran | None,
-        started: float,
+        self, attempt: _Attempt, error: ProviderError | asyncio.CancelledError, ran: Ran | None
     ) -> None:
+        work, offer = attempt.work, attempt.offer
         now = self._clock.monotonic()
+        duration_s = now - attempt.started
         if not isinstance(error, ProviderError):
             error = ProviderError(ErrorKind.CANCELLED, "The router stopped before the answer came.")
         error.billed = billed = booking.billed(error, offer.provider)
-        if ran is not None:
-            work.provider_s += ran.latency_s
-        else:
-            work.provider_s += now - started
-        priced = settle(offer.price, Usage(requests=0), offer.quote)
-        if ran is not None and billed is Billed.YES:
+        usage = None
+        priced = settle(offer.price, Usage(requests=0), offer.quote)  # nothing is known: the worst case
+        if ran is not None and billed is Billed.YES and any(image.size for image in ran.result.images):
             sizes = tuple(image.size for image in ran.result.images if image.size is not None)
-            if sizes or ran.result.tokens or ran.result.reported:
-                priced = settle(offer.price, used(work.request, offer, ran.result, sizes), offer.quote)
+            usage = used(work.request, offer, ran.result, sizes)
+            priced = settle(offer.price, usage, offer.quote)
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
-        await asyncio.shield(
-            self._keep(self._settle(work, offer, opening, priced, state, outcome, now - started, ran=ran, error=error))
-        )
-        self._selector.on_end(opening.attempt_id, booking.outcome(error), now)
         cost = 0 if billed is Billed.NO else priced.charge.total_nanos
+        await asyncio.shield(
+            self._keep(self._settle(attempt, priced, state, outcome, duration_s, ran=ran, usage=usage, error=error))
+        )
+        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, cost), now)
+        work.provider_s += duration_s
         work.attempts.append(
-            booking.summary(offer, outcome, now - started, cost, billed, decision.reason, error.message)
+            booking.summary(offer, outcome, duration_s, cost, billed, attempt.decision.reason, error.message)
         )
         if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
             work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
 
     async def _settle(
         self,
-        work: _Work,
-        offer: Offer,
-        opening: Opening,
+        attempt: _Attempt,
         priced: Priced,
         state: State,
         outcome: str,
         duration_s: float,
         *,
-        ran: Ran | None = None,
-        result: ImageResult | None = None,
+        ran: Ran | None,
+        usage: Usage | None,
         error: ProviderError | None = None,
         delivered: bool = False,
     ) -> None:
+        opening = attempt.opening
         settlement = booking.settlement(
             opening.attempt_id,
             self._clock.now(),
-            work.request,
             priced,
             state,
             outcome,
             duration_s,
             ran=ran,
-            result=result,
+            usage=usage,
+            queue_s=ran.result.queue_s if ran is not None else None,
             error=error,
             delivered=delivered,
         )
-        try:
+        # If it cannot be written: the open row is durable, and at the next start it is listed as unknown with its
+        # estimate. The picture exists and is paid, so the client gets it; the metrics show the failed write.
+        with contextlib.suppress(LedgerError):
             await self._ledger.settle(settlement)
-        except LedgerError:
-            # The open row is durable: at the next start it is listed as unknown with its estimate. The picture exists
-            # and is paid, so the client gets it; the failed write shows in pixelroute_ledger_writes_total.
-            pass
-        self._observer.attempt_finished(booking.finished(work.order.model.slug, opening, settlement, offer, result))
+        self._observer.attempt_finished(
+            booking.finished(attempt.work.order.model.slug, opening, settlement, attempt.offer, usage)
+        )
 
     # --- answers ---------------------------------------------------------------------------------------------
 
     def _completed(
-        self,
-        work: _Work,
-        offer: Offer,
-        decision: Decision,
-        priced: Priced,
-        result: ImageResult,
-        delivered: Delivered,
-        routing: bool,
+        self, attempt: _Attempt, priced: Priced, result: ImageResult, delivered: Delivered, routing: bool
     ) -> Completed:
+        work, offer, decision = attempt.work, attempt.offer, attempt.decision
         request = work.request
         sizes = set(delivered.made)
         return Completed(
@@ -536,6 +520,58 @@ class Gateway:
             raise RequestError(400, str(error), code="no_feasible_provider", param="provider") from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]
         return booking.dry_run(order, chosen, decision)
+
+    # --- after a crash ---------------------------------------------------------------------------------------
+
+    async def recover(self, left: Sequence[Unresolved]) -> int:
+        """Ask the providers about jobs an earlier process left behind, and settle what they answer exactly.
+
+        Attempts without a job, or whose provider has no answer, stay unknown at their estimate. Returns how many
+        were resolved. Nothing is ever sent again.
+        """
+        outcomes = await asyncio.gather(*(self._keep(self._resume(one)) for one in left if one.jobs))
+        return sum(outcomes)
+
+    async def _resume(self, left: Unresolved) -> bool:
+        opening, began = left.opening, self._clock.monotonic()
+        known = self._offers.reach(opening.target)
+        if known is None:
+            return False
+        target, provider, adapter = known
+        price = Price.from_snapshot(opening.price) if opening.price else None
+        try:
+            runs = await asyncio.gather(
+                *(
+                    self._transport.run(
+                        adapter.resume(Job(job.job_id, job.state), None, target),
+                        provider,
+                        adapter.auth,
+                        timeout_s=provider.timeout_s,
+                        resumed=True,
+                    )
+                    for job in left.jobs
+                )
+            )
+            result = await self._delivery.fetch(
+                merged(tuple(run.result for run in runs)), provider, timeout_s=provider.timeout_s
+            )
+        except ProviderError as error:
+            if booking.billed(error, provider) is not Billed.NO:
+                return False
+            ending = booking.recovered(opening, self._clock.now(), self._clock.monotonic() - began, error=error)
+        else:
+            usage = booking.recovered_usage(opening, result)
+            ending = booking.recovered(
+                opening,
+                self._clock.now(),
+                self._clock.monotonic() - began,
+                priced=settle(price, usage, None),
+                usage=usage,
+                provider_request_id=result.provider_request_id,
+            )
+        with contextlib.suppress(LedgerError):  # somebody else settled it meanwhile: then it is settled
+            await self._ledger.settle(ending)
+        return True
 
     # --- life ------------------------------------------------------------------------------------------------
 

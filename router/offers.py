@@ -76,6 +76,14 @@ class Offers:
             )
         return Order(request, model, pinned, offers)
 
+    def reach(self, key: str) -> tuple[Target, Provider, Adapter] | None:
+        """A target by its key, with how it is reached; None if this installation no longer has it."""
+        model = self.catalog.models.get(key.partition("/")[2])
+        target = next((target for target in model.targets if target.key == key), None) if model else None
+        if target is None:
+            return None
+        return target, self._providers[target.provider], self._adapters[target.provider]
+
     def _offer(self, request: ImageRequest, model: Model, target: Target, lacks: str | None, at: datetime) -> Offer:
         provider = self._providers[target.provider]
         adapter = self._adapters[target.provider]
