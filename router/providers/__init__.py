@@ -6,12 +6,22 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from router.providers.base import Adapter
+from router.providers.bfl import BFL
 from router.providers.fal import Fal
+from router.providers.google import Google
 from router.providers.openai import OpenAI
+from router.providers.replicate import Replicate
+from router.providers.runware import Runware
+from router.providers.together import Together
 
 ADAPTERS: Mapping[str, type[Adapter]] = {
+    "bfl": BFL,
     "fal": Fal,
+    "google": Google,
     "openai": OpenAI,
+    "replicate": Replicate,
+    "runware": Runware,
+    "together": Together,
 }
 """Adapters by the names that configuration uses."""
 

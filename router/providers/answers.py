@@ -159,6 +159,14 @@ def lifted(value: object, values: list[bytes]) -> object:
     return values[value] if isinstance(value, int) and 0 <= value < len(values) else value
 
 
+def field_of(location: object, names: Mapping[str, str]) -> str | None:
+    """Our name of the field that a validation error's ``["body", "image_size", "width"]`` points at."""
+    for part in items(location):
+        if isinstance(part, str) and part not in ("body", "input"):
+            return names.get(part) or identifier(part)
+    return None
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 _LINK = re.compile(r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(?:[/?][!-~]*)?")

@@ -125,6 +125,7 @@ def picture_format(request: ImageRequest, target: Target) -> str:
 
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "quality": (None, "auto", "standard"),
     "background": (None, "auto", "opaque"),
     "moderation": (None, "auto"),
     "style": (None,),

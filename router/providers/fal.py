@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import httpx
 
-from pricing import ImageSize, Reported
+from pricing import Reported
 from router.errors import Billed, ErrorKind, ProviderError
 from router.providers import answers, bodies, polling, sizes
 from router.providers.base import Auth, Call, Flow, Hosted, Job
@@ -33,6 +33,8 @@ _INPUT_CHECKS = frozenset(
     | {"multiple_of", "sequence_too_short", "sequence_too_long", "bad_request"}
 )
 _DOWNSTREAM = frozenset({"downstream_service_error", "downstream_service_unavailable"})
+_RUNNING = frozenset({"IN_QUEUE", "IN_PROGRESS"})
+
 _PARAMS = {
     "num_images": "n",
     "image_size": "size",
@@ -45,9 +47,9 @@ _PARAMS = {
 
 
 class Fal(Hosted):
-    """Settings: ``call`` queue (default) or sync; ``size_as`` object (default), string, aspect_ratio or none;
-    ``images_as``, ``mask_as``, ``quality_as``, ``count_as``: the endpoint's names for those fields (count_as null: it
-    makes one picture and has no such field).
+    """Settings: ``call`` queue (default) or sync; ``size_as`` image_size (default), image_size_text, aspect_ratio or
+    none; ``images_as``, ``mask_as``, ``quality_as``, ``count_as``: the endpoint's names for those fields (``count_as``
+    null: it makes one picture and has no such field).
     """
 
     auth: ClassVar[Auth] = Auth(prefix="Key ")
@@ -90,9 +92,7 @@ class Fal(Hosted):
         count_as = options.get("count_as", "num_images")
         if count_as:
             fields[count_as] = request.n
-        size = sizes.wanted(request, target)
-        if size is not None:
-            _put_size(fields, options.get("size_as", "object"), size, warnings)
+        sizes.put(fields, sizes.wanted(request, target), options.get("size_as", "image_size"), warnings, _RATIOS)
         fields["output_format"] = bodies.picture_format(request, target)
         if request.seed is not None:
             fields["seed"] = request.seed
@@ -110,7 +110,7 @@ class Fal(Hosted):
             fields[options.get("mask_as", "mask_url")] = body.data_uri(request.mask)
         else:
             bodies.refuse_mask(request)
-        honoured = ("seed", "background") if target.transparent else ("seed",)
+        honoured = ("seed", "quality", "background") if target.transparent else ("seed", "quality")
         bodies.warn_unsupported(request, warnings, *honoured)
         return body.dump(fields)
 
@@ -142,18 +142,11 @@ class Fal(Hosted):
             state = answers.mapping(answers.parse(response))
             if state.get("status") == "COMPLETED":
                 break
+            if state.get("status") not in _RUNNING:
+                raise polling.lost(status=response.status_code)
         # COMPLETED includes failures: the result's own status and body tell.
         response = yield from polling.ask(bodies.get(response_url), polling.Waits(), _gateway_trouble, now=True)
         return _result(response, request, warnings, job.id, answers.mapping(state.get("metrics")))
-
-
-def _put_size(fields: dict[str, Any], size_as: str, size: ImageSize, warnings: list[Warn]) -> None:
-    if size_as == "object":
-        fields["image_size"] = {"width": size.width, "height": size.height}
-    elif size_as == "string":
-        fields["image_size"] = str(size)
-    elif size_as == "aspect_ratio" and "aspect_ratio" not in fields:
-        fields["aspect_ratio"] = sizes.aspect_ratio(size, _RATIOS, warnings)
 
 
 def _app(model: str) -> str:
@@ -226,7 +219,7 @@ def _failure(response: httpx.Response) -> ProviderError:
         kind,
         message=message,
         code=code,
-        param=_param(answers.items(first.get("loc"))),
+        param=answers.field_of(first.get("loc"), _PARAMS),
         billed=billed,
         evidence=evidence if evidence.reported else None,
     )
@@ -247,11 +240,3 @@ def _meaning(response: httpx.Response, code: str | None) -> tuple[ErrorKind, Bil
         worked = status == 422 and code not in _INPUT_CHECKS
         return kind, Billed.MAYBE if worked else Billed.NO
     return kind, Billed.NO if kind in (ErrorKind.AUTH, ErrorKind.RATE_LIMITED) else Billed.MAYBE
-
-
-def _param(location: list[Any]) -> str | None:
-    """Our name of the field that ``["body", "image_size", "width"]`` points at."""
-    names = [name for name in location if isinstance(name, str) and name != "body"]
-    if not names:
-        return None
-    return _PARAMS.get(names[0]) or answers.identifier(names[0])

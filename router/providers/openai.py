@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import httpx
 
-from pricing import ImageSize, Reported
+from pricing import Reported
 from router.errors import Billed, ErrorKind, ProviderError
 from router.providers import answers, bodies, events, sizes
 from router.providers.base import Call, Flow, Hosted, Partial, Read
@@ -71,12 +71,14 @@ class OpenAI(Hosted):
         fields = bodies.offered(request, target, self.settings, _RESERVED, warnings)
         fields |= {"model": model, "prompt": request.prompt, "n": request.n}
         size = sizes.wanted(request, target)
-        if size is not None:
-            _put_size(fields, target.options.get("size_as", "size"), size, warnings)
+        size_as = target.options.get("size_as", "size")
+        sizes.put(fields, size, size_as, warnings, _RATIOS)
+        if size is not None and size_as == "aspect_ratio":
+            fields.setdefault("resolution", "1k" if max(size.width, size.height) <= 1536 else "2k")
         quality = bodies.quality(request, target, warnings)
         if quality is not None:
             fields["quality"] = quality
-        honoured = ["background"] if target.transparent else []
+        honoured = ["quality", "background"] if target.transparent else ["quality"]
         if target.transparent and request.background is not None:
             fields["background"] = request.background
         if len(target.formats) > 1 and request.output_format is not None:
@@ -135,16 +137,6 @@ class OpenAI(Hosted):
 def _wants_partials(request: ImageRequest, target: Target) -> bool:
     """Without partial pictures, or with several finals whose usage could not be told apart, one plain answer serves."""
     return request.stream and target.streams and request.partial_images > 0 and request.n == 1
-
-
-def _put_size(fields: dict[str, Any], size_as: str, size: ImageSize, warnings: list[Warn]) -> None:
-    if size_as == "size":
-        fields["size"] = str(size)
-    elif size_as == "width_height":
-        fields |= {"width": size.width, "height": size.height}
-    elif size_as == "aspect_ratio":
-        fields.setdefault("aspect_ratio", sizes.aspect_ratio(size, _RATIOS, warnings))
-        fields.setdefault("resolution", "1k" if max(size.width, size.height) <= 1536 else "2k")
 
 
 # --- the answer -------------------------------------------------------------------------------------------------------

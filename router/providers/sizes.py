@@ -5,9 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from math import log
+from typing import Any
 
 from pricing import ImageSize
 from router.types import ImageRequest, Target, Warn
+
+RATIOS = ("21:9", "16:9", "3:2", "4:3", "5:4", "1:1", "4:5", "3:4", "2:3", "9:16", "9:21")
+"""The shapes that FLUX hosts have words for."""
+
+
+def put(
+    fields: dict[str, Any],
+    size: ImageSize | None,
+    words: str,
+    warnings: list[Warn],
+    ratios: tuple[str, ...] = RATIOS,
+) -> None:
+    """Write the size into a call as the provider has it (the adapters' setting ``size_as``): ``size`` WxH text,
+    ``image_size`` an object, ``image_size_text`` WxH text, ``width_height`` two fields, ``aspect_ratio``, or none.
+    """
+    if size is None:
+        return
+    match words:
+        case "size":
+            fields["size"] = str(size)
+        case "image_size":
+            fields["image_size"] = {"width": size.width, "height": size.height}
+        case "image_size_text":
+            fields["image_size"] = str(size)
+        case "width_height":
+            fields |= {"width": size.width, "height": size.height}
+        case "aspect_ratio" if "aspect_ratio" not in fields:  # the client's own word is more exact
+            fields["aspect_ratio"] = aspect_ratio(size, ratios, warnings)
 
 
 def wanted(request: ImageRequest, target: Target) -> ImageSize | None:
