@@ -220,15 +220,6 @@ def billed(error: ProviderError, provider: Provider) -> Billed:
     return Billed(fact) if fact is not None else CONSEQUENCES[error.kind].billed
 
 
-_CHANCE = {Billed.NO: 0.0, Billed.MAYBE: 0.5, Billed.YES: 1.0}
-
-
-def failure_bills(provider: Provider) -> float:
-    """The probability that a server error at this provider is billed, for the selector."""
-    fact = provider.billing.get(ErrorKind.SERVER_ERROR.value)
-    return _CHANCE[Billed(fact)] if fact is not None else 0.5
-
-
 def outcome(error: ProviderError, cost_nanos: int) -> Outcome:
     """The failure in the selector's vocabulary."""
     match error.consequence.health:

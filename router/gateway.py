@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import MEGAPIXEL, Price, Usage, settle
+from pricing import Price, Usage, settle
 from pricing import Settlement as Priced
 from router import booking
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
 from router.ledger import Ledger, LedgerError, Opening, Role, State, Unresolved
-from router.offers import Offer, Offers, Order, used
+from router.offers import Offer, Offers, Order, route, used
 from router.providers.base import Job, Partial
-from router.routing import Candidate, Decision, Infeasible, Outcome, RouteRequest, Selector
+from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
 from router.transport import Ran, Transport
 from router.types import (
     Accepted,
@@ -140,7 +140,7 @@ class Gateway:
             request_id=request_id,
             order=order,
             caller=caller,
-            route=self._route(order, caller),
+            route=route(order, self._weights, self._timeout_s),
             started=started,
             deadline=started + self._timeout_s,
             emit=emit,
@@ -253,9 +253,9 @@ class Gateway:
             raise
         except Exception as bug:  # ours, but the provider may bill: booked like an answer that never came
             log.exception("attempt failed unexpectedly", extra={"request_id": work.request_id})
-            error = ProviderError(ErrorKind.NO_ANSWER, "The provider's answer could not be handled.")
-            await self._book_failure(attempt, error, ran)
-            raise error from bug
+            failure = ProviderError(ErrorKind.NO_ANSWER, "The provider's answer could not be handled.")
+            await self._book_failure(attempt, failure, ran)
+            raise failure from bug
         return await self._book_success(attempt, ran, result, routing)
 
     async def _perform(self, work: _Work, offer: Offer, attempt_id: str) -> Ran:
@@ -480,42 +480,13 @@ class Gateway:
             details={"attempts": attempts},
         )
 
-    def _route(self, order: Order, caller: Caller) -> RouteRequest:
-        request = order.request
-        size = request.size
-        return RouteRequest(
-            model=order.model.slug,
-            operation=request.operation.value,
-            candidates=tuple(self._candidate(offer) for offer in order.offers),
-            images=request.n,
-            megapixels=size.pixels / MEGAPIXEL if size is not None else 1.0,
-            quality=request.quality,
-            preferences=request.preferences,
-            deadline_s=self._timeout_s,
-            session=request.user,
-        )
-
-    def _candidate(self, offer: Offer) -> Candidate:
-        weight, priority = self._weights.get(offer.target.key, (1.0, 0))
-        quote = offer.quote
-        return Candidate(
-            target=offer.target.key,
-            provider=offer.target.provider,
-            price_nanos=quote.expected.total_nanos if quote else 0,
-            price_high_nanos=quote.high.total_nanos if quote else 0,
-            excluded=offer.lacks,
-            weight=weight,
-            priority=priority,
-            failure_bills=booking.failure_bills(offer.provider),
-        )
-
     # --- a dry run -------------------------------------------------------------------------------------------
 
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What the request would cost, at every target, and which would be chosen. Runs and charges nothing."""
         order = self._offers.order(request, self._clock.now())
         try:
-            decision = self._selector.choose(self._route(order, caller), self._clock.monotonic(), ())
+            decision = self._selector.choose(route(order, self._weights, self._timeout_s), self._clock.monotonic(), ())
         except Infeasible as error:
             raise RequestError(400, str(error), code="no_feasible_provider", param="provider") from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pricing import Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
-from router.errors import RequestError
+from pricing import MEGAPIXEL, Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
+from router.errors import Billed, ErrorKind, RequestError
 from router.providers.base import Adapter
+from router.routing import Candidate, RouteRequest
 from router.routing.catalog import Catalog
 from router.types import ImageRequest, ImageResult, Model, Provider, Target
 
@@ -151,6 +152,42 @@ def _expected(request: ImageRequest, target: Target) -> Expected:
         steps=_steps(request, target),
         partial_images=request.partial_images if request.stream and target.streams else 0,
         attributes=_attributes(request, target),
+    )
+
+
+# What a server error costs at a provider: probability that it is billed.
+_CHANCE = {Billed.NO: 0.0, Billed.MAYBE: 0.5, Billed.YES: 1.0}
+
+
+def route(order: Order, weights: Mapping[str, tuple[float, int]], timeout_s: float) -> RouteRequest:
+    """The order as routing sees it: candidates with their money, and how much work it is."""
+    request = order.request
+    return RouteRequest(
+        model=order.model.slug,
+        operation=request.operation.value,
+        candidates=tuple(_candidate(offer, weights) for offer in order.offers),
+        images=request.n,
+        megapixels=request.size.pixels / MEGAPIXEL if request.size is not None else 1.0,
+        quality=request.quality,
+        preferences=request.preferences,
+        deadline_s=timeout_s,
+        session=request.user,
+    )
+
+
+def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]]) -> Candidate:
+    weight, priority = weights.get(offer.target.key, (1.0, 0))
+    quoted = offer.quote
+    fact = offer.provider.billing.get(ErrorKind.SERVER_ERROR.value, Billed.MAYBE)
+    return Candidate(
+        target=offer.target.key,
+        provider=offer.target.provider,
+        price_nanos=quoted.expected.total_nanos if quoted else 0,
+        price_high_nanos=quoted.high.total_nanos if quoted else 0,
+        excluded=offer.lacks,
+        weight=weight,
+        priority=priority,
+        failure_bills=_CHANCE[Billed(fact)],
     )
 
 
