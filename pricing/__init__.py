@@ -2,11 +2,14 @@
 
 from pricing.book import PriceBooks, UnpricedError, load_price_books
 from pricing.charge import Basis, Charge, LineItem, money, money_text
+from pricing.comparing import Difference, Effect, Metered, diff
 from pricing.document import PricingError, Problem
+from pricing.lint import check_price_books
 from pricing.price import Component, Price
 from pricing.quoting import Quote, quote
 from pricing.rating import rate
 from pricing.settling import Settlement, settle
+from pricing.terms import Cost, NoRateError, Terms, load_terms
 from pricing.usage import MEGAPIXEL, Expected, ImageSize, Reported, Usage
 
 __all__ = [
@@ -14,9 +17,14 @@ __all__ = [
     "Basis",
     "Charge",
     "Component",
+    "Cost",
+    "Difference",
+    "Effect",
     "Expected",
     "ImageSize",
     "LineItem",
+    "Metered",
+    "NoRateError",
     "Price",
     "PriceBooks",
     "PricingError",
@@ -24,9 +32,13 @@ __all__ = [
     "Quote",
     "Reported",
     "Settlement",
+    "Terms",
     "UnpricedError",
     "Usage",
+    "check_price_books",
+    "diff",
     "load_price_books",
+    "load_terms",
     "money",
     "money_text",
     "quote",

@@ -420,6 +420,20 @@ def _each(price: Decimal, per: int) -> Decimal:
     return price if per == 1 else exact_decimal(Fraction(price) / per)
 
 
+def _known(components: tuple[Component, ...], name: str) -> set[str]:
+    """Every value of a word that some component's price or estimate depends on."""
+    known: set[str] = set()
+    for component in components:
+        whens = [component.when, *(rate.when for rate in component.rates)]
+        for part in (component.estimate, component.formula):
+            if part is not None and name == "quality":
+                known |= part.q.keys()
+        if component.estimate is not None:
+            whens += [span.when for span in component.estimate.per_image]
+        known |= {value for when in whens for word, value in when.words if word == name}
+    return known
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What one sku of one book costs from ``effective_at`` on. ``at`` equal to it already counts."""
@@ -489,6 +503,11 @@ class Price:
                 reported.problem(name, f"is none of {', '.join(REPORTED_UNITS)}")
         components = tuple(Component.read(component) for component in fields.each("components"))
         fields.end()
+        for name, choices in values.get("open", {}).items():
+            known = _known(components, name)
+            for choice in choices:
+                if choice not in known:
+                    fields.problem(f"open.{name}", f"no component knows {choice!r}")
         return cls(book=book, sku=sku, components=components, sizes=tuple(sizes), **values)
 
     def snapshot(self) -> dict[str, Any]:
