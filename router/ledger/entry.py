@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
+
+from pricing import Expected, ImageSize, Reported, Usage
 
 
 class State(StrEnum):
@@ -55,7 +58,7 @@ class Opening:
     currency: str
     price_id: str | None  # None: unpriced
     price: Mapping[str, Any]  # snapshot of the price's components
-    expected: Mapping[str, Any]  # the quantities the estimate was made from
+    expected: Mapping[str, Any]  # the quantities the estimate was made from: expected_as_dict()
     request_digest: str  # sha256 of the request's content; prompts are never stored
     decision: Mapping[str, Any]  # why this target: candidates, scores, exclusions
 
@@ -73,7 +76,7 @@ class Settlement:
     currency: str
     basis: str  # pricing.Basis
     items: tuple[Mapping[str, Any], ...] = ()  # LineItem.as_dict()
-    usage: Mapping[str, Any] = field(default_factory=dict)  # measured quantities
+    usage: Mapping[str, Any] = field(default_factory=dict)  # measured quantities: usage_as_dict()
     computed_nanos: int | None = None  # the book's figure, kept beside a reported one
     reported_nanos: int | None = None
     error_kind: str | None = None
@@ -84,3 +87,88 @@ class Settlement:
     ttfb_ms: int | None = None
     queue_ms: int | None = None
     evidence: str = "response"  # response, resume, invoice, operator
+
+
+@dataclass(frozen=True, slots=True)
+class JobNote:
+    """An upstream job that was accepted for an attempt: what a restart needs to ask for it."""
+
+    attempt_id: str
+    job_id: str
+    state: Mapping[str, str]  # URLs and ids, never a secret
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A correction of a resolved attempt's cost. Signed: what it adds to the amount booked so far."""
+
+    attempt_id: str
+    amount_nanos: int
+    currency: str
+    reason: str
+    actor: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """An attempt whose outcome is not known yet, with what is needed to ask the provider for it."""
+
+    opening: Opening
+    state: State  # open: running, or its process died and no other has started since; unknown
+    jobs: tuple[JobNote, ...]
+
+
+def usage_as_dict(usage: Usage) -> dict[str, Any]:
+    """The JSON form of measured quantities: the ``usage`` of a Settlement. Decimals as text, nothing lost."""
+    record: dict[str, Any] = {
+        "outputs": [str(size) for size in usage.outputs],
+        "inputs": [size and str(size) for size in usage.inputs],
+        "requests": usage.requests,
+    }
+    if usage.tokens:
+        record["tokens"] = dict(usage.tokens)
+    if usage.seconds is not None:
+        record["seconds"] = format(usage.seconds, "f")
+    if usage.steps is not None:
+        record["steps"] = usage.steps
+    if usage.attributes:
+        record["attributes"] = dict(usage.attributes)
+    if usage.reported is not None:
+        record["reported"] = {"amount": format(usage.reported.amount, "f"), "unit": usage.reported.unit}
+    return record
+
+
+def usage_from_dict(record: Mapping[str, Any]) -> Usage:
+    """The inverse of ``usage_as_dict``; ValueError or KeyError if it is not one."""
+    seconds, reported = record.get("seconds"), record.get("reported")
+    return Usage(
+        outputs=tuple(ImageSize.parse(size) for size in record.get("outputs", ())),
+        inputs=tuple(size and ImageSize.parse(size) for size in record.get("inputs", ())),
+        tokens=record.get("tokens", {}),
+        requests=record.get("requests", 1),
+        seconds=None if seconds is None else Decimal(seconds),
+        steps=record.get("steps"),
+        attributes=record.get("attributes", {}),
+        reported=None if reported is None else Reported(Decimal(reported["amount"]), reported["unit"]),
+    )
+
+
+def expected_as_dict(expected: Expected) -> dict[str, Any]:
+    """The JSON form of the quantities behind an estimate: the ``expected`` of an Opening."""
+    record: dict[str, Any] = {
+        "images": expected.images,
+        "size": expected.size and str(expected.size),
+        "inputs": [size and str(size) for size in expected.inputs],
+        "requests": expected.requests,
+    }
+    if expected.prompt_characters:
+        record["prompt_characters"] = expected.prompt_characters
+    if expected.steps is not None:
+        record["steps"] = expected.steps
+    if expected.partial_images:
+        record["partial_images"] = expected.partial_images
+    if expected.attributes:
+        record["attributes"] = dict(expected.attributes)
+    return record
