@@ -17,9 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from router.sandbox.emulator import Call, Problem, encode_base64
-from router.sandbox.openai import Fields, OpenAIShape
+from router.sandbox.openai_shape import Fields, OpenAIShape
 from router.sandbox.pictures import Brief, Size
+from router.sandbox.sizes import megapixels, text
 from router.sandbox.world import Latency
+
+NO_PICTURE: Size = (1, 1)  # stands for an input that cannot be measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Weights:
     default_format: str = "png"
     max_images: int = 4
     max_inputs: int = 4
+    anything: bool = False  # takes every size, a mask, and inputs that are no pictures, which count one megapixel
 
 
 MODELS: Mapping[str, Weights] = {
@@ -40,6 +44,7 @@ MODELS: Mapping[str, Weights] = {
     "fixed-sizes": Weights(sizes=((512, 512), (768, 768), (1024, 1024), (1344, 768), (768, 1344)), max_images=1),
     "one-at-a-time": Weights(max_images=1, max_inputs=1),
     "jpeg-only": Weights(formats=("jpeg",), default_format="jpeg"),
+    "accepts-anything": Weights(max_images=10, max_inputs=16, anything=True),
 }
 
 
@@ -64,15 +69,15 @@ class GpuHost(OpenAIShape):
         fields, sources, mask = await self.form(call)
         if not sources:
             raise self.reject("Missing required parameter: 'image'.", "image", "missing_required_parameter")
-        if mask is not None:
-            raise self.reject("This model takes no mask.", "mask", "unsupported_parameter")
-        return await self._serve(call, "edit", fields, sources)
+        return await self._serve(call, "edit", fields, sources, mask is not None)
 
     async def models(self, call: Call) -> Response:
         data = [{"id": name, "object": "model", "created": 1_766_966_400, "owned_by": self.name} for name in MODELS]
         return JSONResponse({"object": "list", "data": data})
 
-    async def _serve(self, call: Call, operation: str, fields: Fields, sources: list[bytes]) -> Response:
+    async def _serve(
+        self, call: Call, operation: str, fields: Fields, sources: list[bytes], mask: bool = False
+    ) -> Response:
         prompt = self.prompt(fields)
         name = await call.admit(str(fields.get("model") or "flux.2-dev-turbo"), prompt)
         weights = MODELS.get(name)
@@ -80,6 +85,8 @@ class GpuHost(OpenAIShape):
             raise Problem(self.problem("not_found", f"The model '{name}' does not exist.", param="model"))
         if operation == "edit" and not weights.edits:
             raise self.reject(f"The model '{name}' does not edit images.", "model", "unsupported_operation")
+        if mask and not weights.anything:
+            raise self.reject("This model takes no mask.", "mask", "unsupported_parameter")
         if len(sources) > weights.max_inputs:
             raise self.reject(f"Too many images: at most {weights.max_inputs}.", "image")
         n = self.integer(fields, "n", 1, 1, weights.max_images)
@@ -88,26 +95,33 @@ class GpuHost(OpenAIShape):
         delivery = self.word(fields, "response_format", "url", ("url", "b64_json"))
         quality = self.integer(fields, "output_compression", 90, 0, 100)
         seed = self.integer(fields, "seed", -1, -1, 2**64 - 1)
-        sizes = await self.measured(sources)
-        self.unfold(call)
+        sizes = await self._measured(sources, weights)
+        readable = tuple(source for source, size in zip(sources, sizes, strict=True) if size != NO_PICTURE)
+        self.refuse(call)
         await call.work(self.latency, size, n)
         made, real = call.amount_of_pictures(n), call.real_size(size)
         if seed < 0:
             seed = self.world.rng(f"{self.name}/seed").randrange(2**32)
         data = []
         for index in range(0 if call.fault("text_only") else made):
-            brief = Brief(name, prompt, seed, real, format, index, tuple(sources), max(1, quality))
+            brief = Brief(name, prompt, seed, real, format, index, readable, max(1, quality))
             data.append(self._deliver(call, await call.paint(brief), format, delivery))
         self._bill(call, operation, [real] * len(data), sizes)
         return JSONResponse({"created": int(time.time()), "data": data})
 
+    async def _measured(self, sources: Sequence[bytes], weights: Weights) -> list[Size]:
+        if not weights.anything:
+            return await self.measured(sources)
+        return [await self.world.painter.measure(source) or NO_PICTURE for source in sources]
+
     def _size(self, fields: Fields, weights: Weights) -> Size:
         size = self.size(fields, (1024, 1024))
         if weights.sizes and size not in weights.sizes:
-            known = ", ".join(f"{width}x{height}" for width, height in weights.sizes)
+            known = ", ".join(text(size) for size in weights.sizes)
             raise self.reject(f"Invalid size. Supported sizes: {known}.", "size")
-        if min(size) < 256 or max(size) > 2048:
-            raise self.reject("Invalid size: 256 to 2048 pixels per side.", "size")
+        low, high = (16, 4096) if weights.anything else (256, 2048)
+        if min(size) < low or max(size) > high:
+            raise self.reject(f"Invalid size: {low} to {high} pixels per side.", "size")
         return size
 
     def _deliver(self, call: Call, picture: bytes, format: str, delivery: str) -> dict[str, Any]:
@@ -117,8 +131,8 @@ class GpuHost(OpenAIShape):
         return {"url": call.publish(f"{self.hosts[0]}/files/{name}.{format}", picture, format, lifetime_s=3600)}
 
     def _bill(self, call: Call, operation: str, outputs: Sequence[Size], inputs: Sequence[Size]) -> None:
-        made = sum(-(-(width * height) // 1_048_576) for width, height in outputs)
-        taken = sum(min(4, -(-(width * height) // 1_048_576)) for width, height in inputs)
+        made = sum(megapixels(size) for size in outputs)
+        taken = sum(megapixels(size, cap=4) for size in inputs)
         call.bill(
             (made + taken) * self.per_megapixel,
             operation=operation,

@@ -7,153 +7,21 @@ published: the rule here is this emulator's own, so only ``usage`` can settle an
 
 from __future__ import annotations
 
-import json
 import time
-from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, ClassVar
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, EventStream, Problem, encode_base64
+from router.sandbox.answers import EventStream
+from router.sandbox.emulator import Call, Problem, encode_base64
+from router.sandbox.openai_shape import Fields, OpenAIShape, sse
 from router.sandbox.pictures import Brief, Size
+from router.sandbox.sizes import text
 from router.sandbox.world import Latency
-
-Fields = dict[str, Any]
-
-
-class OpenAIShape(Emulator):
-    """The error object, the bodies and the events of OpenAI's Images API, for every host that speaks it."""
-
-    @abstractmethod
-    def routes(self, host: str) -> Sequence[BaseRoute]: ...
-
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
-        headers = {}
-        match kind:
-            case "unauthenticated":
-                reply = (401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
-            case "no_credit":
-                reply = (429, "insufficient_quota", "insufficient_quota", "You exceeded your current quota.")
-            case "not_found":
-                reply = (404, "invalid_request_error", "model_not_found", "The model does not exist.")
-            case "rate_limited":
-                reply = (429, "requests", "rate_limit_exceeded", "Rate limit reached. Please try again later.")
-                if retry_after is not None:
-                    headers["retry-after"] = f"{retry_after:g}"
-            case "server_error":
-                reply = (status or 500, "server_error", "server_error", "The server had an error. Please try again.")
-            case "refused":
-                text = "Your request was rejected by the safety system. safety_violations=[sexual]."
-                reply = (400, "image_generation_user_error", "moderation_blocked", text)
-            case "too_large":
-                reply = (413, "invalid_request_error", "request_too_large", "The request is too large.")
-            case _:
-                reply = (400, "invalid_request_error", "invalid_value", "The request is not valid.")
-        number, type_, usual_code, text = reply
-        error = {"message": message or text, "type": type_, "param": param, "code": code or usual_code}
-        return JSONResponse({"error": error}, status or number, headers=headers)
-
-    def reject(self, message: str, param: str | None, code: str = "invalid_value") -> Problem:
-        return Problem(self.problem("invalid", message, param=param, code=code))
-
-    async def form(self, call: Call) -> tuple[Fields, list[bytes], bytes | None]:
-        """A multipart edit: scalar fields as text, the pictures in order, the mask."""
-        if not call.request.headers.get("content-type", "").startswith("multipart/form-data"):
-            raise self.reject("Expected multipart/form-data.", None, "unsupported_content_type")
-        try:
-            async with call.request.form(max_files=64, max_part_size=1 << 26) as form:
-                fields: Fields = {}
-                images: list[bytes] = []
-                mask: bytes | None = None
-                for name, value in form.multi_items():
-                    if not isinstance(value, UploadFile):
-                        fields[name] = value
-                    elif name == "mask":
-                        mask = await value.read()
-                    elif name in ("image", "image[]"):
-                        images.append(await value.read())
-                call.record["body"] = {**fields, "images": [len(image) for image in images], "mask": mask and len(mask)}
-                return fields, images, mask
-        except MultiPartException as problem:
-            raise self.reject(f"Could not parse the form: {problem.message}", None) from None
-
-    def integer(self, fields: Fields, name: str, default: int, low: int, high: int) -> int:
-        """A bounded integer; text counts where the body was a form."""
-        value = fields.get(name)
-        if value is None:
-            return default
-        if isinstance(value, str) and value.lstrip("-").isdigit():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.reject(f"Invalid type for '{name}': expected an integer.", name, "invalid_type")
-        if not low <= value <= high:
-            raise self.reject(f"Invalid '{name}': must be between {low} and {high}.", name, "integer_out_of_range")
-        return value
-
-    def word(self, fields: Fields, name: str, default: str, allowed: Sequence[str]) -> str:
-        value = fields.get(name)
-        if value is None:
-            return default
-        if value not in allowed:
-            known = ", ".join(f"'{word}'" for word in allowed)
-            raise self.reject(f"Invalid value: {value!r}. Supported values are: {known}.", name)
-        return str(value)
-
-    def prompt(self, fields: Fields) -> str:
-        prompt = fields.get("prompt")
-        if prompt is None:
-            raise self.reject("Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter")
-        if not isinstance(prompt, str):
-            raise self.reject("Invalid type for 'prompt': expected a string.", "prompt", "invalid_type")
-        if not 0 < len(prompt) <= 32_000:
-            raise self.reject("Invalid 'prompt': must have 1 to 32000 characters.", "prompt")
-        return prompt
-
-    def size(self, fields: Fields, default: Size) -> Size:
-        """``WxH``; null and auto leave the choice to the model."""
-        value = fields.get("size")
-        if value is None or value == "auto":
-            return default
-        width, x, height = str(value).partition("x")
-        if not (x and width.isdecimal() and height.isdecimal() and len(width) < 6 and len(height) < 6):
-            raise self.reject(f"Invalid size {value!r}.", "size")
-        return int(width), int(height)
-
-    async def measured(self, images: Sequence[bytes], param: str = "image") -> list[Size]:
-        sizes = []
-        for image in images:
-            size = await self.world.painter.measure(image)
-            if size is None:
-                raise self.reject("Invalid image file or mode for image.", param, "invalid_image_file")
-            sizes.append(size)
-        return sizes
-
-    def unfold(self, call: Call) -> None:
-        """Let a refusal happen, if one was asked for."""
-        if call.fault("refused"):
-            raise Problem(self.problem("refused"))
-
-
-def sse(event: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {event}\ndata: {json.dumps(data)}\n\n".encode()
-
-
-# OpenAI itself -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +186,7 @@ class OpenAI(OpenAIShape):
         if model is None:
             raise Problem(self.problem("not_found", f"The model '{name}' does not exist.", param="model"))
         job = await self._checked(operation, model, fields, sources)
-        self.unfold(call)
+        self.refuse(call)
         if job.partials is None:
             return await self._whole(call, job)
         return EventStream(self._events(call, job))
@@ -362,7 +230,7 @@ class OpenAI(OpenAIShape):
     def _check_size(self, model: _Model, size: Size) -> None:
         width, height = size
         if not model.free_size:
-            allowed = ", ".join(f"{w}x{h}" for w, h in _OLD_TOKENS)
+            allowed = ", ".join(text(known) for known in _OLD_TOKENS)
             if size not in _OLD_TOKENS:
                 raise self.reject(f"Invalid size '{width}x{height}'. Supported sizes: {allowed} and auto.", "size")
             return
@@ -400,7 +268,7 @@ class OpenAI(OpenAIShape):
             "background": job.background,
             "output_format": job.format,
             "quality": job.quality,
-            "size": _text(call.real_size(job.size)),
+            "size": text(call.real_size(job.size)),
             "data": [{"b64_json": encode_base64(picture)} for picture in pictures],
             "usage": usage,
         }
@@ -415,7 +283,7 @@ class OpenAI(OpenAIShape):
             "created_at": int(time.time()),
             "output_format": job.format,
             "quality": job.quality,
-            "size": _text(call.real_size(job.size)),
+            "size": text(call.real_size(job.size)),
         }
         for index in range(job.n):
             for partial in range(partials + 1):
@@ -466,10 +334,6 @@ class OpenAI(OpenAIShape):
 
 def _card(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 1_763_600_000, "owned_by": "openai"}
-
-
-def _text(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _share(latency: Latency, parts: int) -> Latency:

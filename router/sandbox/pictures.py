@@ -28,7 +28,8 @@ Color = tuple[int, int, int]
 Size = tuple[int, int]
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-MAX_SIDE = 8192
+MAX_PIXELS = 16_777_216  # of a picture that is made
+MAX_SOURCE_PIXELS = 50_000_000  # of a picture that is sent in
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Brief:
     quality: int = 90  # jpeg and webp
     transparent: bool = False  # png and webp: the sky is left out
     detail: float = 1.0  # below 1 a partial picture: the same scene, not yet sharp
+    blank: bool = False  # all black, as some providers deliver what they refuse
 
     def key(self) -> bytes:
         digest = hashlib.sha256()
@@ -58,6 +60,7 @@ class Brief:
             self.quality,
             self.transparent,
             self.detail,
+            self.blank,
         ):
             digest.update(repr(part).encode() + b"\0")
         for source in self.sources:
@@ -75,7 +78,7 @@ class Painter:
         self._limit = cache_bytes
 
     async def paint(self, brief: Brief) -> bytes:
-        """The encoded picture. Raises ValueError for a size nobody makes and OSError for unreadable sources."""
+        """The encoded picture. Raises ValueError for a size nobody makes or an unreadable source."""
         key = brief.key()
         if (found := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
@@ -100,16 +103,18 @@ def measure(data: bytes) -> Size | None:
     """Width and height of an encoded picture; None if it is none that Pillow knows. Reads the header only."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return image.size if image.width * image.height <= MAX_SOURCE_PIXELS else None
+    except _UNREADABLE:
         return None
 
 
 def paint(brief: Brief) -> bytes:
-    """Draw and encode. Runs in any thread."""
+    """Draw and encode. Runs in any thread. Raises ValueError for a size nobody makes or an unreadable source."""
     width, height = brief.size
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
-        raise ValueError(f"size {width}x{height} is outside 1 to {MAX_SIDE} per side")
+    if not (width > 0 and height > 0 and width * height <= MAX_PIXELS):
+        raise ValueError(f"{width}x{height} is not a size of 1 to {MAX_PIXELS} pixels")
+    if brief.blank:
+        return encode(Image.new("RGB", brief.size), brief.format, brief.quality)
     mood = _mood(brief)
     image = _retouch(brief, mood) if brief.sources else _landscape(brief, mood)
     if words := _quoted(brief.prompt):
@@ -117,6 +122,9 @@ def paint(brief: Brief) -> bytes:
     if brief.detail < 1:
         image = _unfinished(image, brief.detail)
     return encode(image, brief.format, brief.quality)
+
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def encode(image: Image.Image, format: str, quality: int = 90) -> bytes:
@@ -316,9 +324,12 @@ def _retouch(brief: Brief, mood: _Mood) -> Image.Image:
 
 
 def _open(source: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(source)) as image:
-        image.draft("RGB", (2048, 2048))  # a huge JPEG is decoded small
-        return image.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            image.draft("RGB", (2048, 2048))  # a huge JPEG is decoded small
+            return image.convert("RGB")
+    except _UNREADABLE as problem:
+        raise ValueError("unreadable picture") from problem
 
 
 def _write(image: Image.Image, words: str, mood: _Mood) -> None:

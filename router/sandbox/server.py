@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from router.sandbox.emulator import CONNECTION
+from router.sandbox.answers import CONNECTION
 
 
 class _Protocol(HttpToolsProtocol):
