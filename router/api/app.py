@@ -1,0 +1,96 @@
+"""The HTTP face put together: routes, and the Starlette application around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Lifespan
+
+from router.api.auth import Authenticator, Key
+from router.api.catalog import Model, Models
+from router.api.http import Exchange, Front, Intake, as_request_error, exchange_of, new_request_id
+from router.api.images import Edits, Face, Generations, Variations
+from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
+from router.api.ports import Fetch, GatewayPort
+from router.api.reply import encode_error
+
+MIB = 1024 * 1024
+
+
+def routes(
+    gateway: GatewayPort,
+    *,
+    keys: Iterable[Key] = (),
+    body_bytes: int = 64 * MIB,
+    in_flight_bytes: int = 1024 * MIB,
+    fetch: Fetch | None = None,
+    public_url: str | None = None,
+    forward_undecodable: bool = False,
+    ready: Ready = dict,
+    metrics: Metrics | None = None,
+) -> list[BaseRoute]:
+    """The application's routes, to be mounted at the root."""
+    auth = Authenticator(keys)
+    face = Face(
+        gateway,
+        auth,
+        Intake(body_bytes=body_bytes, in_flight_bytes=in_flight_bytes),
+        fetch,
+        public_url,
+        forward_undecodable,
+    )
+    found: list[BaseRoute] = [
+        Route("/v1/images/generations", Generations(face), methods=["POST"]),
+        Route("/v1/images/edits", Edits(face), methods=["POST"]),
+        Route("/v1/images/variations", Variations(face), methods=["POST"]),
+        Route("/v1/models", Models(gateway, auth), methods=["GET"]),
+        Route("/v1/models/{name:path}", Model(gateway, auth), methods=["GET"]),
+        Route("/healthz", Health(), methods=["GET"]),
+        Route("/readyz", Readiness(ready), methods=["GET"]),
+    ]
+    if metrics is not None:
+        found.append(Route("/metrics", MetricsPage(metrics), methods=["GET"]))
+    return found
+
+
+class _App(Starlette):
+    """Starlette with ``Front`` around everything, its own error answers included."""
+
+    front: Callable[[ASGIApp], ASGIApp]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.front(super().build_middleware_stack())
+
+
+def build_app(
+    routes: Sequence[BaseRoute],
+    *,
+    lifespan: Lifespan[Any] | None = None,
+    new_id: Callable[[], str] = new_request_id,
+    finished: Callable[[Exchange], None] | None = None,
+) -> Starlette:
+    """The ASGI application. Unknown paths, wrong methods and bugs get error objects; nothing redirects."""
+    app = _App(
+        routes=list(routes),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _on_error, Exception: _on_error},
+    )
+    app.router.redirect_slashes = False
+    app.front = lambda inner: Front(inner, new_id=new_id, finished=finished)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    refused = as_request_error(error)
+    exchange_of(request.scope).error = refused
+    body, headers = encode_error(refused)
+    response = Response(body, refused.status, media_type="application/json")
+    response.raw_headers += headers
+    return response
+

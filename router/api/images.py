@@ -1,0 +1,163 @@
+"""POST /v1/images/generations, /edits and /variations: authenticate, bound, read, parse, run, answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from router.api import wire
+from router.api.auth import Authenticator
+from router.api.forms import FormError, FormReader, Part
+from router.api.http import Exchange, Guarded, Intake, Reservation, send_json, unless_gone
+from router.api.ports import Fetch, GatewayPort
+from router.api.reply import OFF_LOOP, completed_headers, encode_completed
+from router.api.streaming import stream
+from router.errors import RequestError
+from router.types import Completed, ImageRequest, Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """What all image endpoints share."""
+
+    gateway: GatewayPort
+    auth: Authenticator
+    intake: Intake
+    fetch: Fetch | None = None
+    public_url: str | None = None
+    forward_undecodable: bool = False
+
+    def base_url(self, exchange: Exchange, scope: Scope) -> str:
+        """Where clients reach us: the configured address, else what this one used."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        return f"{scope.get('scheme', 'http')}://{exchange.header(b'host') or 'localhost'}"
+
+
+class Images(Guarded):
+    """One of the three operations."""
+
+    operation: Operation
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+
+    async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        face = self._face
+        caller = exchange.caller = face.auth.caller(exchange)
+        exchange.operation = self.operation.value
+        async with face.intake.reserve(exchange) as reservation:
+            request = await self.read(exchange, receive, reservation)
+            exchange.model = request.model
+            if exchange.asks("dryRun"):
+                await send_json(send, 200, orjson.dumps(face.gateway.quote(request, caller), default=str))
+                return
+            explain = exchange.asks("explain") or exchange.headers.get(b"x-pixelroute-explain") in (b"1", b"true")
+            if request.stream:
+                await stream(face.gateway, request, caller, exchange, receive, send)
+                return
+            completed: Completed = await unless_gone(
+                receive, face.gateway.run(request, caller, request_id=exchange.request_id, routing=explain)
+            )
+        exchange.completed = completed
+        body = await encode_completed(completed, request, base_url=face.base_url(exchange, scope), explain=explain)
+        headers = completed_headers(completed, exchange.elapsed_s - completed.provider_s)
+        await send_json(send, 200, body, headers)
+
+    async def read(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> ImageRequest:
+        raise NotImplementedError
+
+
+class Generations(Images):
+    operation = Operation.GENERATE
+
+    async def read(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> ImageRequest:
+        if media_type(exchange) != "application/json":
+            raise _unsupported("application/json")
+        body = await self._face.intake.whole(exchange, receive, reservation)
+        default = self._face.gateway.default_model(self.operation)
+        return wire.parse_generation(body, default_model=default, headers=exchange.headers)
+
+
+class Edits(Images):
+    operation = Operation.EDIT
+
+    async def read(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> ImageRequest:
+        face, default = self._face, self._face.gateway.default_model(self.operation)
+        kind = media_type(exchange)
+        if kind == "multipart/form-data":
+            parts = await read_form(face.intake, exchange, receive, reservation)
+            draft = wire.parse_form(self.operation, parts, default_model=default, headers=exchange.headers)
+        elif kind == "application/json" and self.operation is Operation.EDIT:
+            body = await face.intake.whole(exchange, receive, reservation)
+            parse = wire.parse_edit_json
+            if len(body) > OFF_LOOP:
+                draft = await asyncio.to_thread(parse, body, default_model=default, headers=exchange.headers)
+            else:
+                draft = parse(body, default_model=default, headers=exchange.headers)
+        else:
+            raise _unsupported("multipart/form-data")
+        return await self._with_images(draft, reservation)
+
+    async def _with_images(self, draft: wire.Draft, reservation: Reservation) -> ImageRequest:
+        sources: Sequence[str | bytes] = draft.images if draft.mask is None else (*draft.images, draft.mask)
+        if all(isinstance(source, bytes) for source in sources):
+            loaded: list[Any] = list(sources)
+        else:
+            loaded = await self._load(sources, draft.param, reservation)
+        mask = None if draft.mask is None else loaded.pop()
+        return wire.with_images(draft, loaded, mask, forward_undecodable=self._face.forward_undecodable)
+
+    async def _load(self, sources: Sequence[str | bytes], param: str, reservation: Reservation) -> list[bytes]:
+        """URLs and data URLs as bytes, in order, in all no more than a body may have."""
+
+        async def load(source: str | bytes) -> bytes:
+            if isinstance(source, bytes):
+                return source
+            data = (
+                await asyncio.to_thread(wire.from_data_url, source, param)
+                if len(source) > OFF_LOOP
+                else wire.from_data_url(source, param)
+            )
+            if data is not None:
+                return data
+            if self._face.fetch is None:
+                raise RequestError(
+                    400,
+                    "This installation does not fetch image URLs; send a data URL.",
+                    code="unsupported_value",
+                    param=param,
+                )
+            data = await self._face.fetch(source, max_bytes=self._face.intake.body_bytes)
+            reservation.grow(len(data))
+            return data
+
+        return list(await asyncio.gather(*map(load, sources)))
+
+
+class Variations(Edits):
+    operation = Operation.VARIATION
+
+
+async def read_form(intake: Intake, exchange: Exchange, receive: Receive, reservation: Reservation) -> list[Part]:
+    """A multipart body as its parts, parsed while it arrives."""
+    try:
+        reader = FormReader(exchange.header(b"content-type"))
+        async for chunk in intake.chunks(exchange, receive, reservation):
+            reader.feed(chunk)
+        return reader.finish()
+    except FormError as error:
+        raise RequestError(400, str(error)) from None
+
+
+def media_type(exchange: Exchange) -> str:
+    return exchange.header(b"content-type").partition(";")[0].strip().lower()
+
+
+def _unsupported(wanted: str) -> RequestError:
+    return RequestError(400, f"Unsupported content type: send '{wanted}'.", code="unsupported_content_type")

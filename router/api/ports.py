@@ -1,0 +1,44 @@
+"""What the HTTP face needs from the rest of the program. ``router.app`` plugs the real ones in, tests their own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from router.types import Accepted, Caller, Completed, ImageRequest, Operation, PartialImage
+
+Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
+
+
+class GatewayPort(Protocol):
+    """The use case. Every method raises RequestError for what the client must be told."""
+
+    async def run(
+        self,
+        request: ImageRequest,
+        caller: Caller,
+        *,
+        request_id: str,
+        emit: Emit | None = None,
+        routing: bool = False,
+    ) -> Completed:
+        """Make the pictures. ``emit`` is told when the status may be committed, and of real partial pictures."""
+        ...
+
+    def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
+        """What it would cost: the body of a dry run."""
+        ...
+
+    def models(self, caller: Caller) -> list[dict[str, Any]]:
+        """OpenAI model objects of everything this caller may use, aliases included."""
+        ...
+
+    def model(self, name: str, caller: Caller) -> dict[str, Any] | None: ...
+
+    def default_model(self, operation: Operation) -> str | None: ...
+
+
+class Fetch(Protocol):
+    """Downloads a picture that a client named by URL: public addresses only. RequestError if it cannot be had."""
+
+    async def __call__(self, url: str, *, max_bytes: int) -> bytes: ...

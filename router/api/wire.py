@@ -1,0 +1,279 @@
+"""What clients send -> ImageRequest: JSON and multipart of the OpenAI Images API, checked before anything is spent.
+
+The order of checks is fixed, so that one bad request has one answer: syntax, required fields and types, values,
+pictures. Whether the model exists and can do it is the gateway's question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+import pybase64
+
+from router import media
+from router.api import fields
+from router.api.forms import Part
+from router.errors import RequestError
+from router.types import ImageRequest, InputImage, Operation, Warn
+
+MAX_IMAGES = 16
+_MAX_URL_TEXT = 20 * 1024 * 1024
+_IMAGE_FIELD = re.compile(r"image(?:\[[0-9]*\])?")
+_BRACKETS = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\]){1,5})")
+_DATA_URL = re.compile(r"data:([^,;]*)((?:;[^,;]*)*?)(;base64)?,", re.IGNORECASE)
+
+Headers = Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A request whose pictures are still outside: URLs, data URLs, or the bytes of a form's parts."""
+
+    request: ImageRequest
+    images: tuple[str | bytes, ...]
+    mask: str | bytes | None
+    param: str  # what the client calls its pictures: image in a form, images in JSON
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object; RequestError for anything else, NaN, bad UTF-8 and absurd nesting included."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise RequestError(400, "The request body is not valid JSON.") from None
+    if not isinstance(value, dict):
+        raise RequestError(400, "The request body must be a JSON object.")
+    return value
+
+
+def parse_generation(body: bytes, *, default_model: str | None = None, headers: Headers | None = None) -> ImageRequest:
+    """A generations body. RequestError names the first thing wrong with it."""
+    known, extra = fields.typed(json_object(body))
+    return _request(Operation.GENERATE, known, extra, default_model, headers or {})
+
+
+def parse_edit_json(body: bytes, *, default_model: str | None = None, headers: Headers | None = None) -> Draft:
+    """A JSON edits body; its pictures are URLs and data URLs yet to be read."""
+    values = json_object(body)
+    images, mask = values.pop("images", None), values.pop("mask", None)
+    known, extra = fields.typed(values)
+    if images is None:
+        _require_prompt(known)
+        raise fields.missing("images")
+    if not isinstance(images, list):
+        raise fields.wrong_type("images", "an array", images)
+    if not images:
+        raise fields.wrong_value("images", "'images' must hold at least one image.")
+    if len(images) > MAX_IMAGES:
+        raise _too_many("images")
+    sources = tuple(_source(image, "images") for image in images)
+    mask_source = None if mask is None else _source(mask, "mask")
+    request = _request(Operation.EDIT, known, extra, default_model, headers or {})
+    return Draft(request, sources, mask_source, "images")
+
+
+def parse_form(
+    operation: Operation,
+    parts: Sequence[Part],
+    *,
+    default_model: str | None = None,
+    headers: Headers | None = None,
+) -> Draft:
+    """A multipart edits or variations body: images under any of their names, in order; text fields by their kind."""
+    images: list[str | bytes] = []
+    mask: bytes | None = None
+    texts: dict[str, Any] = {}
+    for part in parts:
+        if _IMAGE_FIELD.fullmatch(part.name):
+            images.append(part.data)
+        elif part.name in ("mask", "mask[]"):
+            if mask is not None:
+                raise RequestError(400, "Only one mask can be given.", code="array_above_max_length", param="mask")
+            mask = part.data
+        elif part.name == "markup":
+            raise RequestError(
+                400, "No provider of this installation takes 'markup'.", code="unsupported_parameter", param="markup"
+            )
+        else:
+            _collect(texts, part)
+    known, extra = fields.typed_text(texts)
+    if operation is Operation.EDIT:
+        _require_prompt(known)
+    if not images:
+        raise fields.missing("image")
+    if len(images) > (MAX_IMAGES if operation is Operation.EDIT else 1):
+        raise _too_many("image")
+    request = _request(operation, known, extra, default_model, headers or {})
+    return Draft(request, tuple(images), mask, "image")
+
+
+def with_images(
+    draft: Draft, images: Sequence[bytes], mask: bytes | None, *, forward_undecodable: bool = False
+) -> ImageRequest:
+    """The request with its pictures checked: known format, whole, of sane size; the mask fits the first one.
+
+    ``forward_undecodable`` passes bytes that are no picture we know on, measured as unknown, for providers that take
+    more formats than we read.
+    """
+    warnings = list(draft.request.warnings)
+    inputs = tuple(_input(data, draft.param, forward_undecodable, warnings) for data in images)
+    first = inputs[0]
+    painted = None
+    if mask is not None:
+        painted = _input(mask, "mask", forward_undecodable, warnings)
+        _check_mask(painted, first)
+    return replace(draft.request, images=inputs, mask=painted, warnings=tuple(warnings))
+
+
+def from_data_url(text: str, param: str) -> bytes | None:
+    """The bytes of a base64 data URL, None if it is another kind of URL."""
+    if text[:5].lower() != "data:":
+        return None
+    match = _DATA_URL.match(text[:512])
+    if match is None or match[3] is None:
+        raise _bad_image(param, "A data URL must carry base64: data:image/png;base64,...")
+    try:
+        return pybase64.b64decode(text[match.end() :], validate=True)
+    except ValueError:
+        raise _bad_image(param, "A data URL's base64 is broken.") from None
+
+
+# --- one request ------------------------------------------------------------------------------------------------
+
+
+def _request(
+    operation: Operation, known: dict[str, Any], extra: dict[str, Any], default_model: str | None, headers: Headers
+) -> ImageRequest:
+    if operation is not Operation.VARIATION:
+        _require_prompt(known)
+    model = known.get("model", default_model)
+    if model is None:
+        raise fields.missing("model")
+    fields.check_values(known)
+    if known.get("prompt") == "" and operation is not Operation.VARIATION:
+        raise fields.wrong_value("prompt", "'prompt' must not be empty.")
+    if model == "":
+        raise fields.wrong_value("model", "'model' must not be empty.")
+    warnings: list[Warn] = []
+    n = fields.read_n(known)
+    size = fields.read_size(known, warnings)
+    stream = bool(known.get("stream", False)) and operation is not Operation.VARIATION
+    for name in fields.PASSED_ON:
+        if name in known:
+            extra[name] = known[name]
+    return ImageRequest(
+        operation=operation,
+        model=model,
+        prompt=known.get("prompt", ""),
+        n=n,
+        size=size,
+        quality=known.get("quality"),
+        background=known.get("background"),
+        output_format=known.get("output_format"),
+        output_compression=known.get("output_compression"),
+        moderation=known.get("moderation"),
+        style=known.get("style"),
+        input_fidelity=known.get("input_fidelity"),
+        seed=known.get("seed"),
+        response_format=known.get("response_format"),
+        stream=stream,
+        partial_images=known.get("partial_images", 0) if stream else 0,
+        user=known.get("safety_identifier") or known.get("user"),
+        extra=extra,
+        preferences=fields.read_preferences(known.get("provider"), headers),
+        warnings=tuple(warnings),
+    )
+
+
+def _require_prompt(known: Mapping[str, Any]) -> None:
+    if "prompt" not in known:
+        raise fields.missing("prompt")
+
+
+# --- forms ------------------------------------------------------------------------------------------------------
+
+
+def _collect(texts: dict[str, Any], part: Part) -> None:
+    """Put a text field in its place; ``a[b]`` and ``a[]`` are how clients flatten objects and arrays."""
+    try:
+        text = part.data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RequestError(400, f"The form field '{part.name[:64]}' is not UTF-8 text.") from None
+    match = _BRACKETS.fullmatch(part.name)
+    keys = [match[1], *match[2][1:-1].split("][")] if match else [part.name]
+    listed = len(keys) > 1 and (keys[-1] == "" or keys[-1].isdecimal())
+    if listed:
+        keys.pop()
+    holder: dict[str, Any] = texts
+    for key in keys[:-1]:
+        inner = holder.get(key)
+        if not isinstance(inner, dict):
+            inner = holder[key] = {}
+        holder = inner
+    name = keys[-1]
+    if listed or (name in holder and name not in fields.KINDS):
+        holder[name] = [*_as_list(holder.get(name, [])), text]
+    else:
+        holder[name] = text
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------
+
+
+def _source(item: Any, param: str) -> str:
+    if not isinstance(item, dict):
+        raise fields.wrong_type(param, "an object with 'image_url'", item)
+    url, file_id = item.get("image_url"), item.get("file_id")
+    if (url is None) == (file_id is None):
+        raise fields.wrong_value(param, f"Each item of '{param}' needs exactly one of 'image_url' and 'file_id'.")
+    if file_id is not None:
+        raise RequestError(
+            400, "There is no Files API here; send 'image_url'.", code="unsupported_parameter", param=param
+        )
+    if not isinstance(url, str):
+        raise fields.wrong_type(param, "a string in 'image_url'", url)
+    if len(url) > _MAX_URL_TEXT:
+        raise RequestError(400, "An 'image_url' is too long.", code="string_above_max_length", param=param)
+    if not url[:8].lower().startswith(("http://", "https://", "data:")):
+        raise fields.wrong_value(param, "An 'image_url' must be an http(s) or data URL.")
+    return url
+
+
+def _input(data: bytes, param: str, forward: bool, warnings: list[Warn]) -> InputImage:
+    try:
+        found = media.check(data)
+    except media.BadImage as error:
+        if forward and error.kind != "too_large":
+            warnings.append(Warn("input_undecodable", "An input that is no known picture was passed on.", param))
+            return InputImage(data, None, None)
+        raise _bad_image(
+            param, str(error), "unsupported_file_mimetype" if error.kind == "unknown" else "invalid_image_file"
+        ) from None
+    return InputImage(data, found.format, found.size)
+
+
+def _check_mask(mask: InputImage, first: InputImage) -> None:
+    if mask.format is None:
+        return
+    if mask.format != "png" or not media.has_alpha(mask.data):
+        raise _bad_image("mask", "The mask must be a PNG with an alpha channel; fully transparent pixels are edited.")
+    if first.size is not None and mask.size != first.size:
+        raise _bad_image("mask", f"The mask is {mask.size}, but the first image is {first.size}.")
+
+
+def _bad_image(param: str, message: str, code: str = "invalid_image_file") -> RequestError:
+    return RequestError(400, message, code=code, param=param)
+
+
+def _too_many(param: str) -> RequestError:
+    return RequestError(
+        400, f"Too many images: at most {MAX_IMAGES} can be sent.", code="array_above_max_length", param=param
+    )
