@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,29 +53,26 @@ class Played:
         return orjson.loads(self.calls[index].request.read())
 
 
-def play(flow: Flow, *responses: httpx.Response | ProviderError, chunk: int = 1000) -> Played:
+def play(flow: Flow, *responses: httpx.Response, chunk: int = 1000) -> Played:
     """Run a flow to its end, answering its calls with ``responses`` in order.
 
-    A ProviderError among them is thrown into the flow, as the transport does when a connection fails. A streamed call's
-    body is handed out in pieces of ``chunk`` bytes. Fails if the flow wants more answers, or leaves some unused.
+    A streamed call's body is handed out in pieces of ``chunk`` bytes. Fails if the flow wants more answers, or leaves
+    some unused.
     """
     played = Played()
     waiting = iter(responses)
     body: Iterator[bytes] = iter(())
     answer: Any = None
-    error: ProviderError | None = None
     try:
         while True:
-            step = flow.throw(error) if error is not None else flow.send(answer)
+            step = flow.send(answer)
             played.steps.append(step)
-            answer = error = None
+            answer = None
             match step:
                 case Call():
                     reply = next(waiting, None)
                     assert reply is not None, f"the flow asks once more: {step.request.method} {step.request.url}"
-                    if isinstance(reply, ProviderError):
-                        error = reply
-                    elif step.stream:
+                    if step.stream:
                         body = iter([reply.content[i : i + chunk] for i in range(0, len(reply.content), chunk)])
                         answer = httpx.Response(reply.status_code, headers=reply.headers, stream=_Unread())
                     else:
@@ -102,6 +100,16 @@ def reply(body: Any = None, status: int = 200, headers: Mapping[str, str] | None
     """A provider's answer: JSON of a value, or bytes as they are."""
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     return httpx.Response(status, headers={"content-type": "application/json", **(headers or {})}, content=content)
+
+
+_FIXTURES = Path(__file__).parent / "router" / "providers" / "fixtures"
+
+
+def recorded(name: str, status: int | None = None, **changes: Any) -> httpx.Response:
+    """A provider's answer from ``fixtures/<provider>/<name>.json``, with top-level fields of its body changed."""
+    kept = orjson.loads((_FIXTURES / f"{name}.json").read_bytes())
+    body = kept["body"]
+    return reply(body | changes if changes else body, status or kept.get("status", 200), kept.get("headers"))
 
 
 SIZE = ImageSize(1024, 1024)

@@ -12,6 +12,7 @@ from router.providers.google import Google
 from router.providers.openai import OpenAI
 from router.providers.replicate import Replicate
 from router.providers.runware import Runware
+from router.providers.stability import Stability
 from router.providers.together import Together
 
 ADAPTERS: Mapping[str, type[Adapter]] = {
@@ -21,6 +22,7 @@ ADAPTERS: Mapping[str, type[Adapter]] = {
     "openai": OpenAI,
     "replicate": Replicate,
     "runware": Runware,
+    "stability": Stability,
     "together": Together,
 }
 """Adapters by the names that configuration uses."""

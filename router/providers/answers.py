@@ -123,12 +123,16 @@ def size_text(value: object) -> ImageSize | None:
     return parsed and size(parsed.width, parsed.height)
 
 
-def parse_lifted(content: bytes, key: bytes) -> tuple[Any, list[bytes]]:
+def parse_lifted(
+    response: httpx.Response, key: bytes, content: bytes | None = None
+) -> tuple[Mapping[str, Any], list[bytes]]:
     """As ``parse``, with the long string values of ``key`` taken out beside it: 130 µs instead of 430 for 1.5 MB.
 
-    In the parsed answer each value is replaced by its index in the list; ``lifted`` reads it. The values are bytes as
-    they came, not yet known to be anything; ``inlined`` checks them. Raises ValueError for what is not JSON.
+    In the parsed object each value is replaced by its index in the list; ``lifted`` reads it. The values are bytes as
+    they came, not yet known to be anything; ``inlined`` checks them. ``content``: one event of a stream, instead of the
+    answer's whole body.
     """
+    content = response.content if content is None else content
     values: list[bytes] = []
     pieces: list[bytes] = []
     done = position = 0
@@ -148,7 +152,10 @@ def parse_lifted(content: bytes, key: bytes) -> tuple[Any, list[bytes]]:
             done = end + 1
         position = end + 1
     pieces.append(content[done:])
-    return orjson.loads(b"".join(pieces)), values
+    try:
+        return mapping(orjson.loads(b"".join(pieces))), values
+    except orjson.JSONDecodeError:
+        _unreadable(response)
 
 
 _LIFT_FROM = 1024
@@ -267,7 +274,7 @@ def failure(
     """The ProviderError of an answer; ``kind`` where the provider's codes know better than the status.
 
     ``message`` is the provider's prose and is quoted cleaned, but never for AUTH: those texts quote keys and accounts.
-    ``evidence``: what the answer says about the bill in spite of the failure, as a result without pictures.
+    ``evidence``: what the answer says about the bill in spite of the failure, as the result it would have been.
     """
     kind = kind or kind_of(response)
     quoted = None if kind is ErrorKind.AUTH else reason(message)
@@ -319,7 +326,7 @@ def reason(value: object, limit: int = _REASON_CHARACTERS) -> str | None:
     words = text(value)
     if words is None or "Traceback (most recent call last)" in words:
         return None
-    words = _BLANKS.sub(" ", words[: 4 * _REASON_CHARACTERS]).strip()
+    words = _BLANKS.sub(" ", words[: 2 * _REASON_CHARACTERS]).strip()
     words = _SECRETS.sub("[…]", words)
     return (words if len(words) <= limit else words[: limit - 1] + "…") or None
 
@@ -380,19 +387,18 @@ def delivered(
     *,
     withheld_billed: Billed | None = None,
 ) -> ImageResult:
-    """The result, if it holds a picture; else REFUSED where the provider withheld all, or UNUSABLE.
+    """The result, if it holds pictures; else REFUSED or UNUSABLE, with the result as evidence of what is paid.
 
-    ``withheld``: pictures the provider made and kept back or blanked for their content.
+    ``withheld``: pictures the provider made and kept back or blanked for their content. One is enough to refuse: the
+    request would meet the same judgement again, so it must not go on to another provider as a failure would. That fewer
+    pictures came than were asked for is left to the gateway to judge.
     """
-    if result.images:
-        missing = (request.n if request else 0) - len(result.images)
-        if withheld:
-            message = f"The provider withheld {withheld} of the pictures for their content."
-            return replace(result, warnings=(*result.warnings, Warn("images_withheld", message, "n")))
-        if missing > 0:
-            message = f"The provider made {missing} pictures fewer than asked."
-            return replace(result, warnings=(*result.warnings, Warn("fewer_images", message, "n")))
-        return result
     if withheld:
         raise failure(response, ErrorKind.REFUSED, billed=withheld_billed, evidence=result)
-    raise failure(response, ErrorKind.UNUSABLE, evidence=result)
+    if not result.images:
+        raise failure(response, ErrorKind.UNUSABLE, evidence=result)
+    missing = (request.n if request else 0) - len(result.images)
+    if missing > 0:
+        message = f"The provider made {missing} pictures fewer than asked."
+        return replace(result, warnings=(*result.warnings, Warn("fewer_images", message, "n")))
+    return result

@@ -32,7 +32,8 @@ class BFL(Hosted):
     """Settings: ``size_as`` width_height (default), aspect_ratio (Kontext, ultra) or none."""
 
     auth: ClassVar[Auth] = Auth(header="x-key", prefix="")
-    urls: ClassVar[Mapping[str, str]] = {"api": "https://api.bfl.ai/v1"}
+    urls: ClassVar[Mapping[str, str]] = {"api": "https://api.bfl.ai/v1", "regions": "https://*.bfl.ai"}
+    # "regions" is never called by that name: it lets the transport send the key to the regional host of a job
     settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS | {"size_as"}
 
     def run(self, request: ImageRequest, target: Target) -> Flow:
@@ -86,8 +87,6 @@ class BFL(Hosted):
         unknown = 0
         while True:
             response = yield from polling.ask(question, waits)
-            if not response.is_success:
-                raise polling.lost(status=response.status_code)
             answer = answers.mapping(answers.parse_exact(response))
             status = answers.text(answer.get("status"))
             if status == "Task not found":  # a job can be asked about before its region knows it

@@ -32,6 +32,21 @@ _INPUT_CHECKS = frozenset(
     {"value_error", "missing", "one_of", "greater_than", "greater_than_equal", "less_than", "less_than_equal"}
     | {"multiple_of", "sequence_too_short", "sequence_too_long", "bad_request"}
 )
+_INFRASTRUCTURE: Mapping[str, ErrorKind] = dict.fromkeys(
+    (
+        "request_timeout",
+        "startup_timeout",
+        "runner_scheduling_failure",
+        "runner_connection_timeout",
+        "runner_disconnected",
+        "runner_connection_refused",
+        "runner_connection_error",
+        "runner_incomplete_response",
+        "runner_server_error",
+        "internal_error",
+    ),
+    ErrorKind.SERVER_ERROR,
+) | {"client_disconnected": ErrorKind.CANCELLED, "client_cancelled": ErrorKind.CANCELLED}
 _DOWNSTREAM = frozenset({"downstream_service_error", "downstream_service_unavailable"})
 _RUNNING = frozenset({"IN_QUEUE", "IN_PROGRESS"})
 
@@ -137,15 +152,17 @@ class Fal(Hosted):
         waits = polling.Waits()
         while True:
             response = yield from polling.ask(question, waits)
-            if not response.is_success:
-                raise polling.lost(status=response.status_code)
             state = answers.mapping(answers.parse(response))
-            if state.get("status") == "COMPLETED":
+            status = answers.text(state.get("status"))
+            if status == "COMPLETED":
                 break
-            if state.get("status") not in _RUNNING:
+            if status not in _RUNNING:
                 raise polling.lost(status=response.status_code)
-        # COMPLETED includes failures: the result's own status and body tell.
-        response = yield from polling.ask(bodies.get(response_url), polling.Waits(), _gateway_trouble, now=True)
+        # COMPLETED includes failures. fal's own are told here; of the model's the result's status and body tell.
+        code = answers.text(state.get("error_type"))
+        if code is not None and code in _INFRASTRUCTURE:
+            raise answers.failure(response, _INFRASTRUCTURE[code], code=code, billed=_infrastructure_bill(code))
+        response = yield Call(bodies.get(response_url))
         return _result(response, request, warnings, job.id, answers.mapping(state.get("metrics")))
 
 
@@ -155,11 +172,9 @@ def _app(model: str) -> str:
     return "/".join(parts[:3] if parts[0] in ("workflows", "comfy") else parts[:2])
 
 
-def _gateway_trouble(response: httpx.Response) -> bool:
-    """An answer of fal's ingress instead of the job's: it lacks the request id that every answer of fal has."""
-    if response.status_code in (408, 429):
-        return True
-    return response.status_code in (502, 503, 504) and "x-fal-request-id" not in response.headers
+def _infrastructure_bill(code: str) -> Billed | None:
+    """fal's own failures are free; of cancelled work it is not documented."""
+    return None if _INFRASTRUCTURE[code] is ErrorKind.CANCELLED else Billed.NO
 
 
 def _result(
@@ -229,14 +244,15 @@ def _meaning(response: httpx.Response, code: str | None) -> tuple[ErrorKind, Bil
     """Kind and billing of an error. fal FAQ, 2026-11-20: 5xx is never billed; a 422 may be, if a runner worked."""
     status = response.status_code
     kind = answers.kind_of(response)
-    if status >= 500:
-        kind = ErrorKind.SERVER_ERROR if kind is ErrorKind.NO_ANSWER else kind
-        return (ErrorKind.REFUSED if code in _REFUSALS else kind), Billed.NO
+    if code is not None and code in _INFRASTRUCTURE:
+        return _INFRASTRUCTURE[code], _infrastructure_bill(code)
     if code in _REFUSALS:
-        return ErrorKind.REFUSED, Billed.MAYBE
+        return ErrorKind.REFUSED, Billed.NO if status >= 500 else Billed.MAYBE
+    if status >= 500:
+        return kind, Billed.NO
     if code in _DOWNSTREAM:
         return ErrorKind.SERVER_ERROR, Billed.MAYBE
     if kind is ErrorKind.BAD_REQUEST:
         worked = status == 422 and code not in _INPUT_CHECKS
         return kind, Billed.MAYBE if worked else Billed.NO
-    return kind, Billed.NO if kind in (ErrorKind.AUTH, ErrorKind.RATE_LIMITED) else Billed.MAYBE
+    return kind, Billed.NO if kind in (ErrorKind.AUTH, ErrorKind.RATE_LIMITED) else None

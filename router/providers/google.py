@@ -118,11 +118,7 @@ def _scaled(size: ImageSize, tier: str) -> ImageSize:
 def _result(response: httpx.Response, request: ImageRequest, warnings: list[Warn]) -> ImageResult:
     if not response.is_success:
         raise _failure(response)
-    try:
-        parsed, pictures = answers.parse_lifted(response.content, b"data")
-    except ValueError:
-        raise answers.failure(response, ErrorKind.NO_ANSWER) from None
-    answer = answers.mapping(parsed)
+    answer, pictures = answers.parse_lifted(response, b"data")
     images: list[GeneratedImage] = []
     reasons = [answers.mapping(answer.get("promptFeedback")).get("blockReason")]
     for entry in answers.items(answer.get("candidates")):

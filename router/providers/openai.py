@@ -145,16 +145,8 @@ def _wants_partials(request: ImageRequest, target: Target) -> bool:
 def _result(response: httpx.Response, request: ImageRequest, target: Target, warnings: list[Warn]) -> ImageResult:
     if not response.is_success:
         raise _failure(response)
-    answer, pictures = _lifted(response, response.content)
+    answer, pictures = answers.parse_lifted(response, b"b64_json")
     return _read(response, answer, answers.items(answer.get("data")), pictures, request, target, warnings)
-
-
-def _lifted(response: httpx.Response, content: bytes) -> tuple[Mapping[str, Any], list[bytes]]:
-    try:
-        answer, pictures = answers.parse_lifted(content, b"b64_json")
-    except ValueError:
-        raise answers.failure(response, ErrorKind.NO_ANSWER) from None
-    return answers.mapping(answer), pictures
 
 
 def _read(
@@ -244,7 +236,7 @@ def _streamed(response: httpx.Response, request: ImageRequest, target: Target, w
         for name, data in reader.feed(chunk):
             if data == b"[DONE]":
                 continue
-            event, pictures = _lifted(response, data)
+            event, pictures = answers.parse_lifted(response, b"b64_json", data)
             kind = answers.text(event.get("type")) or name
             if kind == "error" or isinstance(event.get("error"), dict):
                 raise _stream_failure(response, event)
@@ -268,7 +260,7 @@ def _stream_failure(response: httpx.Response, event: Mapping[str, Any]) -> Provi
     kind = ErrorKind.SERVER_ERROR
     if code in _REFUSALS:
         kind = ErrorKind.REFUSED
-    elif code in _ACCOUNT or error.get("type") in _ACCOUNT:
+    elif code in _ACCOUNT or answers.text(error.get("type")) in _ACCOUNT:
         kind = ErrorKind.AUTH
     elif code == "rate_limit_exceeded":
         kind = ErrorKind.RATE_LIMITED

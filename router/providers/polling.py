@@ -1,8 +1,8 @@
-"""Asking about a job until it is done."""
+"""Asking about a job until it is done. Connections that fail in passing are the transport's to repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import httpx
@@ -16,17 +16,12 @@ GROWTH = 1.1
 """The pause is a tenth of the time waited so far, within these bounds: 22 questions in the first 17 seconds, and the
 answer is noticed about 5 % late."""
 
-PATIENCE = 5
-"""Failed questions in a row after which the flow gives up. The job itself goes on and may be billed."""
-
-
-def passing(response: httpx.Response) -> bool:
-    """Whether an answer to a question says nothing about the job: worth asking again."""
-    return response.status_code >= 500 or response.status_code in (404, 408, 409, 425, 429)
+PATIENCE = 3
+"""Questions in a row that say nothing about the job, after which the flow gives up. The job may go on and be billed."""
 
 
 class Waits:
-    """The growing pauses of one job."""
+    """The growing pauses of one job, in seconds."""
 
     __slots__ = ("_next_s",)
 
@@ -39,28 +34,17 @@ class Waits:
         return pause
 
 
-def ask(
-    request: httpx.Request, waits: Waits, again: Callable[[httpx.Response], bool] = passing, *, now: bool = False
-) -> Generator[Call, Any, httpx.Response]:
-    """One question about a job, repeated while the asking fails for reasons that are not the job's (``again``).
-
-    A status that lasts, or anything else, is returned for the adapter to read. A connection that keeps failing is
-    NO_ANSWER, never "not sent": the job was accepted before. ``now`` asks the first time without a pause.
+def ask(question: httpx.Request, waits: Waits) -> Generator[Call, Any, httpx.Response]:
+    """One question about a job, until it is answered with 2xx. Raises NO_ANSWER when it is not: the job was accepted,
+    so whatever the status says of the question, the outcome of the job is unknown.
     """
-    failures = 0
-    while True:
-        try:
-            response: httpx.Response = yield Call(request, after_s=0.0 if now and not failures else waits.next_s())
-        except ProviderError as error:
-            failures += 1
-            if error.kind not in (ErrorKind.NOT_SENT, ErrorKind.NO_ANSWER):
-                raise
-            if failures >= PATIENCE:
-                raise lost(error.message) from error
-            continue
-        failures += 1
-        if failures >= PATIENCE or not again(response):
+    for _ in range(PATIENCE):
+        response: httpx.Response = yield Call(question, after_s=waits.next_s())
+        if response.is_success:
             return response
+        if response.status_code < 500 and response.status_code not in (404, 408, 409, 425, 429):
+            break
+    raise lost(status=response.status_code)
 
 
 def lost(message: str = "The provider could not be asked about the job.", status: int | None = None) -> ProviderError:

@@ -57,7 +57,7 @@ class Replicate(Hosted):
         prediction = answers.mapping(answers.parse_exact(response))
         job = self._ticket(response, prediction)
         yield job
-        if prediction.get("status") in _FINAL:
+        if answers.text(prediction.get("status")) in _FINAL:
             return _result(response, prediction, request, warnings)
         return (yield from self._await(job, request, warnings))
 
@@ -122,10 +122,8 @@ class Replicate(Hosted):
         waits = polling.Waits(0.5)
         while True:
             response = yield from polling.ask(question, waits)
-            if not response.is_success:
-                raise polling.lost(status=response.status_code)
             prediction = answers.mapping(answers.parse_exact(response))
-            status = prediction.get("status")
+            status = answers.text(prediction.get("status"))
             if status not in _RUNNING and status not in _FINAL:
                 raise polling.lost("The provider reports a state that is not known.", response.status_code)
             if status in _FINAL:

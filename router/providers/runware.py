@@ -103,8 +103,6 @@ class Runware(Hosted):
         waits = polling.Waits(0.5)
         while True:
             response = yield from polling.ask(question, waits)
-            if not response.is_success:
-                raise polling.lost(status=response.status_code)
             answer = answers.mapping(answers.parse_exact(response))
             states = [answers.mapping(item).get("status") for item in answers.items(answer.get("data"))]
             if answers.items(answer.get("errors")) or (states and "processing" not in states):

@@ -58,11 +58,7 @@ class Together(Hosted):
 def _result(response: httpx.Response, request: ImageRequest, warnings: list[Warn]) -> ImageResult:
     if not response.is_success:
         raise _failure(response)
-    try:
-        parsed, pictures = answers.parse_lifted(response.content, b"b64_json")
-    except ValueError:
-        raise answers.failure(response, ErrorKind.NO_ANSWER) from None
-    answer = answers.mapping(parsed)
+    answer, pictures = answers.parse_lifted(response, b"b64_json")
     images = []
     for entry in answers.items(answer.get("data")):
         item = answers.mapping(entry)
