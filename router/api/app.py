@@ -16,9 +16,11 @@ from router.api.auth import Authenticator, Key
 from router.api.catalog import Model, Models
 from router.api.http import Exchange, Front, Intake, as_request_error, exchange_of, new_request_id
 from router.api.images import Edits, Face, Generations, Variations
+from router.api.mediafiles import MediaFile
 from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import encode_error
+from router.mediastore import PATH, MediaStore
 
 MIB = 1024 * 1024
 
@@ -32,6 +34,7 @@ def routes(
     fetch: Fetch | None = None,
     public_url: str | None = None,
     forward_undecodable: bool = False,
+    media: MediaStore | None = None,
     ready: Ready = dict,
     metrics: Metrics | None = None,
 ) -> list[BaseRoute]:
@@ -54,6 +57,8 @@ def routes(
         Route("/healthz", Health(), methods=["GET"]),
         Route("/readyz", Readiness(ready), methods=["GET"]),
     ]
+    if media is not None:
+        found.append(Route(PATH + "{name}", MediaFile(media), methods=["GET"]))
     if metrics is not None:
         found.append(Route("/metrics", MetricsPage(metrics), methods=["GET"]))
     return found
@@ -93,4 +98,3 @@ async def _on_error(request: Request, error: Exception) -> Response:
     response = Response(body, refused.status, media_type="application/json")
     response.raw_headers += headers
     return response
-

@@ -1,0 +1,276 @@
+"""Pictures that need a URL, kept by content for a limited time and served over signed links.
+
+A picture's name is the SHA-256 of its bytes, so the same picture is stored once. A link carries its expiry and an HMAC
+over both: it cannot be guessed, and it dies on time even where the file lives on because a later request made the same
+picture again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs
+
+from router.media import MEDIA_TYPES
+
+PATH = "/v1/media/"
+"""Where links point."""
+
+_NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{2,5}")
+_REQUEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_CHUNK = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A stored picture, ready to be sent."""
+
+    name: str
+    media_type: str
+    length: int
+    expires: int  # Unix seconds at which the link dies
+    chunks: Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(slots=True)
+class Stored:
+    """What a store knows of one picture. ``touched``: Unix seconds of the last time a request made it."""
+
+    length: int
+    touched: float
+    requests: set[str] = field(default_factory=set)
+
+
+class Blobs(Protocol):
+    """Where bytes are kept. Names are our own and safe as file names and object keys."""
+
+    async def write(self, name: str, data: bytes, request_id: str) -> None:
+        """Keep the picture and note which request made it. Writing what is there already only refreshes it."""
+        ...
+
+    async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
+        """Length and content, None if it is not there."""
+        ...
+
+    async def delete(self, names: Iterable[str]) -> None: ...
+
+    async def forget(self, request_ids: Iterable[str]) -> None:
+        """Delete the notes of these requests, not their pictures."""
+        ...
+
+    async def scan(self) -> dict[str, Stored]:
+        """Everything that is kept."""
+        ...
+
+
+class MediaStore:
+    """Signed links over a Blobs. ``key`` signs; changing it kills all links."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        *,
+        key: bytes,
+        lifetime_s: int = 24 * 3600,
+        max_bytes: int = 10 * 2**30,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        if len(key) < 16:
+            raise ValueError("the signing key needs at least 16 bytes")
+        self._blobs = blobs
+        self._key = key
+        self._lifetime_s = lifetime_s
+        self._max_bytes = max_bytes
+        self._now = now
+        self._written = 0  # bytes since the last sweep
+        self._crowded = asyncio.Event()
+
+    async def put(self, data: bytes, format: str, request_id: str) -> str:
+        """Keep a picture; the path and query of its link."""
+        digest = await asyncio.to_thread(_sha256, data) if len(data) > _CHUNK else _sha256(data)
+        name = f"{digest}.{format}"
+        await self._blobs.write(name, data, request_id)
+        self._written += len(data)
+        if self._written > self._max_bytes // 16:
+            self._crowded.set()
+        return self.link(name)
+
+    def link(self, name: str) -> str:
+        """A link to a stored picture that lives for the store's lifetime from now."""
+        expires = int(self._now()) + self._lifetime_s
+        return f"{PATH}{name}?expires={expires}&signature={self._signature(name, expires)}"
+
+    async def open(self, name: str, query: str) -> Media | None:
+        """The picture behind a link; None for links that are forged, expired, or whose picture is gone."""
+        values = parse_qs(query)
+        given, until = values.get("signature", [""])[0], values.get("expires", [""])[0]
+        if not _NAME.fullmatch(name) or not (until.isascii() and until.isdigit() and len(until) < 12):
+            return None
+        expires = int(until)
+        if not hmac.compare_digest(given.encode(), self._signature(name, expires).encode()):
+            return None
+        if expires <= self._now():
+            return None
+        found = await self._blobs.read(name)
+        if found is None:
+            return None
+        length, chunks = found
+        media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
+        return Media(name, media_type, length, expires, chunks)
+
+    async def purge(self, request_id: str) -> int:
+        """Delete the pictures of one request, unless another request made the same ones; how many went."""
+        doomed = []
+        for name, stored in (await self._blobs.scan()).items():
+            if request_id in stored.requests and stored.requests <= {request_id}:
+                doomed.append(name)
+        await self._blobs.delete(doomed)
+        await self._blobs.forget([request_id])
+        return len(doomed)
+
+    async def sweep(self) -> int:
+        """Delete what has outlived its last link, then the oldest until the rest fits; how many went."""
+        self._written = 0
+        self._crowded.clear()
+        kept = await self._blobs.scan()
+        oldest = sorted(kept.items(), key=lambda item: item[1].touched)
+        total, dead = sum(stored.length for stored in kept.values()), self._now() - self._lifetime_s
+        doomed: dict[str, Stored] = {}
+        for name, stored in oldest:
+            if stored.touched > dead and total <= self._max_bytes:
+                break
+            doomed[name] = stored
+            total -= stored.length
+        await self._blobs.delete(doomed)
+        living = {request for name, stored in kept.items() if name not in doomed for request in stored.requests}
+        await self._blobs.forget({r for stored in doomed.values() for r in stored.requests} - living)
+        return len(doomed)
+
+    async def run(self, every_s: float = 600.0) -> None:
+        """Sweep at intervals, and sooner when much has come in. Runs until cancelled."""
+        while True:
+            await self.sweep()
+            try:
+                async with asyncio.timeout(every_s):
+                    await self._crowded.wait()
+            except TimeoutError:
+                pass
+
+    def _signature(self, name: str, expires: int) -> str:
+        return hmac.new(self._key, f"{name}\n{expires}".encode(), hashlib.sha256).hexdigest()[:43]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Directory:
+    """Pictures in a local directory, which several processes may share.
+
+    ``pictures/ab/abc....png`` are the pictures, ``requests/req_...`` one line per picture that a request made,
+    ``incoming/`` pictures being written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._pictures = root / "pictures"
+        self._requests = root / "requests"
+        self._incoming = root / "incoming"
+        for directory in (self._pictures, self._requests, self._incoming):
+            directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self._incoming.iterdir():  # of a crash; a running write takes no hour
+            if leftover.stat().st_mtime < time.time() - 3600:
+                leftover.unlink(missing_ok=True)
+
+    async def write(self, name: str, data: bytes, request_id: str) -> None:
+        await asyncio.to_thread(self._write, name, data, request_id)
+
+    def _write(self, name: str, data: bytes, request_id: str) -> None:
+        path = self._path(name)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            path.parent.mkdir(exist_ok=True)
+            part = self._incoming / f"{name}.{os.getpid()}.{time.monotonic_ns()}"
+            part.write_bytes(data)
+            part.replace(path)  # whole or not at all, for readers and after a crash
+        if _REQUEST.fullmatch(request_id):
+            with (self._requests / request_id).open("a") as notes:
+                notes.write(name + "\n")
+
+    async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
+        path = self._path(name)
+        try:
+            length = path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+        async def chunks() -> AsyncIterator[bytes]:
+            file = await asyncio.to_thread(path.open, "rb")
+            try:
+                while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                    yield chunk
+            finally:
+                file.close()
+
+        return length, chunks
+
+    async def delete(self, names: Iterable[str]) -> None:
+        await asyncio.to_thread(_unlink, [self._path(name) for name in names])
+
+    async def forget(self, request_ids: Iterable[str]) -> None:
+        await asyncio.to_thread(_unlink, [self._requests / r for r in request_ids if _REQUEST.fullmatch(r)])
+
+    async def scan(self) -> dict[str, Stored]:
+        return await asyncio.to_thread(self._scan)
+
+    def _scan(self) -> dict[str, Stored]:
+        found: dict[str, Stored] = {}
+        for path in self._pictures.glob("*/*"):
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                continue  # another process was faster
+            found[path.name] = Stored(facts.st_size, facts.st_mtime)
+        for notes in self._requests.iterdir():
+            try:
+                names = notes.read_text().split()
+            except FileNotFoundError:
+                continue
+            for name in names:
+                if name in found:
+                    found[name].requests.add(notes.name)
+        return found
+
+    def _path(self, name: str) -> Path:
+        return self._pictures / name[:2] / name
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+_HEADERS: Mapping[str, str] = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "access-control-allow-origin": "*",
+}
+
+
+def response_headers(media: Media, now: float) -> dict[str, str]:
+    """How a picture is sent: its type, its length, cached until its link dies, never run as a page."""
+    return {
+        **_HEADERS,
+        "content-type": media.media_type,
+        "content-length": str(media.length),
+        "cache-control": f"public, max-age={max(0, int(media.expires - now))}, immutable",
+        "etag": f'"{media.name[:64]}"',
+    }
