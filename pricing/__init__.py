@@ -3,9 +3,10 @@
 from pricing.book import PriceBooks, UnpricedError, load_price_books
 from pricing.charge import Basis, Charge, LineItem, money, money_text
 from pricing.comparing import Difference, Effect, Metered, diff
+from pricing.component import Component
 from pricing.document import PricingError, Problem
 from pricing.lint import check_price_books
-from pricing.price import Component, Price
+from pricing.price import Price
 from pricing.quoting import Quote, quote
 from pricing.rating import rate
 from pricing.settling import Settlement, settle

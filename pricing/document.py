@@ -26,7 +26,7 @@ _DECIMAL = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something wrong in a file. ``key`` is the path of the field, readable; ``severity`` is error or warning."""
 
@@ -51,13 +51,14 @@ def read_yaml(path: Path, problems: list[Problem]) -> Tree | None:
     """The document as a tree of text; None, with a problem noted, if it is not readable YAML."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        if node is not None:
+            return _tree(node, path.name, problems)
+        problems.append(Problem(path.name, "", "is empty"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problems.append(Problem(path.name, "", f"cannot be read: {' '.join(str(error).split())}"))
-        return None
-    if node is None:
-        problems.append(Problem(path.name, "", "is empty"))
-        return None
-    return _tree(node, path.name, problems)
+    except RecursionError:
+        problems.append(Problem(path.name, "", "is nested too deeply, or refers to itself"))
+    return None
 
 
 def _tree(node: Any, file: str, problems: list[Problem]) -> Tree:
@@ -126,6 +127,13 @@ class Fields:
             return default
         return Decimal(text)
 
+    def positive(self, name: str) -> Decimal | None:
+        """An optional decimal that must be more than 0 if it is there."""
+        value = self.decimal(name, optional=True)
+        if value == 0:
+            self.problem(name, "must be more than 0")
+        return value
+
     def amount(self, name: str) -> Decimal:
         """A required decimal."""
         return self.decimal(name) or Decimal(0)
@@ -137,9 +145,6 @@ class Fields:
         if value != int(value):
             self.problem(name, f"{value} must be a whole number")
         return int(value)
-
-    def flag(self, name: str) -> bool:
-        return self.text(name, "false", ("true", "false")) == "true"
 
     def day(self, name: str) -> date:
         """A required calendar day, YYYY-MM-DD."""

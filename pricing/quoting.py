@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from pricing.charge import Charge, money_text, round_half_even
-from pricing.price import OPEN, Price, Words
+from pricing.component import Words
+from pricing.price import OPEN, Price
 from pricing.rating import Consumption, charge
 from pricing.usage import Expected, ImageSize
 

@@ -8,7 +8,8 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pricing.charge import Basis, Charge, LineItem, exact_decimal, round_half_even
-from pricing.price import Component, Price, Rate, Words
+from pricing.component import PICTURE_METRICS, Component, Rate, Words
+from pricing.price import Price
 from pricing.usage import Expected, ImageSize, Usage
 
 Quantity = int | Fraction
@@ -80,7 +81,7 @@ def line_item(component: Component, rate: Rate, consumed: Quantity, billable: Qu
 
 
 def _items(component: Component, consumed: Consumption) -> Iterable[LineItem]:
-    if component.of_pictures:
+    if component.metric in PICTURE_METRICS:
         return _picture_items(component, consumed)
     quantity: Quantity
     if component.metric == "request":

@@ -7,7 +7,8 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pricing.charge import NANOS, Basis, Charge, LineItem, round_half_even
-from pricing.price import Component, Price
+from pricing.component import Component
+from pricing.price import Price
 from pricing.quoting import Quote
 from pricing.quoting import quote as quote_of
 from pricing.rating import Consumption, charge
