@@ -258,6 +258,21 @@ def _unlink(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+class LocalStore(MediaStore):
+    """A MediaStore over a local directory."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        key: bytes,
+        lifetime_s: int = 24 * 3600,
+        max_bytes: int = 10 * 2**30,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(Directory(root), key=key, lifetime_s=lifetime_s, max_bytes=max_bytes, now=now)
+
+
 _HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",

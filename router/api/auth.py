@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import Protocol
 
 from router.api.http import Exchange
 from router.errors import RequestError
 from router.types import Caller
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One client key: its secret, its public name, and whom it is charged to."""
+class Key(Protocol):
+    """One client key: its public name, its secret, whom it is charged to, and which models it may use (all if none)."""
 
-    name: str
-    secret: str = field(repr=False)
-    team: str | None = None
-    project: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    @property
+    def name(self) -> str: ...
+    @property
+    def secret(self) -> str: ...
+    @property
+    def team(self) -> str | None: ...
+    @property
+    def project(self) -> str | None: ...
+    @property
+    def tags(self) -> Mapping[str, str]: ...
+    @property
+    def models(self) -> tuple[str, ...]: ...
 
 
 class Authenticator:
@@ -27,7 +34,8 @@ class Authenticator:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._callers = {
-            _digest(key.secret.encode()): Caller(key.name, key.team, key.project, dict(key.tags)) for key in keys
+            _digest(key.secret.encode()): Caller(key.name, key.team, key.project, dict(key.tags), key.models)
+            for key in keys
         }
 
     def caller(self, exchange: Exchange) -> Caller:
