@@ -19,6 +19,7 @@ from rich.table import Table
 from pricing import ImageSize, money_text
 from router import __version__
 from router.config import ConfigError, Settings, default_config, load
+from router.ledger.reports import CostRow
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -129,7 +130,7 @@ def sandbox(host: str, port: int, speed: float) -> None:
     "--pictures", default="demo-pictures", show_default=True, type=click.Path(path_type=Path, file_okay=False)
 )
 def demo(once: bool, port: int, pictures: Path) -> None:
-    """Send a few requests through a router on the sandbox, show choices, pictures, costs and the report; keep serving."""
+    """Send requests through a router on the sandbox, show choices, pictures, costs and the report; keep serving."""
     from router.demo import run
 
     sys.exit(run(once=once, port=port, pictures=pictures, console=out))
@@ -165,7 +166,7 @@ def check(configs: tuple[Path, ...]) -> None:
     sys.exit(1 if problems else 0)
 
 
-class SizeType(click.ParamType):
+class SizeType(click.ParamType[ImageSize]):
     name = "WIDTHxHEIGHT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -259,7 +260,7 @@ def report(
         if open_rows:
             out.print(f"{len(open_rows)} attempts are unsettled; they count at their estimate until evidence comes.")
         return
-    dicts = [row.as_dict() for row in rows]
+    dicts = [plain_row(by, row) for row in rows]
     if form == "json":
         sys.stdout.buffer.write(orjson.dumps(dicts, option=orjson.OPT_INDENT_2) + b"\n")
         return
@@ -283,7 +284,25 @@ def _ledger_url(configs: Sequence[Path], sandbox: bool) -> str:
     return settings_from(configs, keyless=True).ledger_url
 
 
-def report_table(by: str, rows: Sequence[Any]) -> Table:
+def plain_row(by: str, row: CostRow) -> dict[str, Any]:
+    """One row for machines: money as exact decimal text."""
+    return {
+        by: row.group,
+        "requests": row.requests,
+        "attempts": row.attempts,
+        "images": row.images,
+        "megapixels": format(row.megapixels, "f"),
+        "cost": money_text(row.cost_nanos),
+        "unsettled": row.unsettled,
+        "unsettled_estimate": money_text(row.unsettled_nanos),
+        "undelivered_cost": money_text(row.undelivered_nanos),
+        "list_cost": money_text(row.list_nanos),
+        "unpriced": row.unpriced,
+        "currency": row.currency,
+    }
+
+
+def report_table(by: str, rows: Sequence[CostRow]) -> Table:
     """The cost report for a terminal. Money is printed exactly, not rounded."""
     table = Table(by, "requests", "attempts", "images", "megapixels", "settled", "unknown", "undelivered", "currency")
     table.box, table.header_style = None, "bold"
@@ -291,13 +310,13 @@ def report_table(by: str, rows: Sequence[Any]) -> Table:
         column.justify = "right"
     for row in rows:
         table.add_row(
-            str(row.group),
+            row.group or "none",
             str(row.requests),
             str(row.attempts),
             str(row.images),
             f"{row.megapixels:.2f}",
             money_text(row.cost_nanos),
-            money_text(row.unknown_nanos),
+            money_text(row.unsettled_nanos),
             money_text(row.undelivered_nanos),
             row.currency,
         )

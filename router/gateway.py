@@ -122,6 +122,21 @@ class Gateway:
     def default_model(self, operation: Operation) -> str | None:
         return self._offers.catalog.defaults.get(operation)
 
+    def models(self, caller: Caller) -> list[dict[str, Any]]:
+        """OpenAI model objects of everything this caller may use, aliases included."""
+        return self._offers.catalog.listed(caller.models)
+
+    def model(self, name: str, caller: Caller) -> dict[str, Any] | None:
+        return next((model for model in self.models(caller) if model["id"] == name), None)
+
+    def _order(self, request: ImageRequest, caller: Caller) -> Order:
+        order = self._offers.order(request, self._clock.now())
+        if caller.models and order.model.slug not in caller.models:
+            raise RequestError(
+                403, f"This key may not use {order.model.slug}.", code="model_not_allowed", param="model"
+            )
+        return order
+
     # --- one request -----------------------------------------------------------------------------------------
 
     async def run(
@@ -134,7 +149,7 @@ class Gateway:
         routing: bool = False,
     ) -> Completed:
         """Make the pictures and book them. Raises RequestError; whatever may have been billed is in the ledger then."""
-        order = self._offers.order(request, self._clock.now())
+        order = self._order(request, caller)
         started = self._clock.monotonic()
         work = _Work(
             request_id=request_id,
@@ -266,12 +281,10 @@ class Gateway:
 
         async def on_job(job: Job) -> None:
             await self._ledger.job(attempt_id, job.id, job.state)
-            await self._accept(work)
+            await self._tell(work, Accepted())
 
         async def on_partial(partial: Partial) -> None:
-            await self._accept(work)
-            if work.emit is not None:
-                await work.emit(PartialImage(partial.image, partial.index))
+            await self._tell(work, PartialImage(partial.image, partial.index))
 
         def run(count: int, index: int) -> Coroutine[Any, Any, Ran]:
             part = request if len(counts) == 1 else replace(request, n=count, seed=_seed(request.seed, index))
@@ -303,10 +316,18 @@ class Gateway:
             latency_s=max(each.latency_s for each in runs),
         )
 
-    async def _accept(self, work: _Work) -> None:
-        if work.emit is not None and not work.accepted:
-            work.accepted = True
-            await work.emit(Accepted())
+    async def _tell(self, work: _Work, event: Accepted | PartialImage) -> None:
+        """Show a streaming client what happens. A client that is gone is told no more; the work goes on."""
+        if work.emit is None:
+            return
+        try:
+            if not work.accepted:
+                work.accepted = True
+                await work.emit(Accepted())
+            if isinstance(event, PartialImage):
+                await work.emit(event)
+        except Exception:
+            work.emit = None
 
     # --- booking ---------------------------------------------------------------------------------------------
 
@@ -484,7 +505,7 @@ class Gateway:
 
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What the request would cost, at every target, and which would be chosen. Runs and charges nothing."""
-        order = self._offers.order(request, self._clock.now())
+        order = self._order(request, caller)
         try:
             decision = self._selector.choose(route(order, self._weights, self._timeout_s), self._clock.monotonic(), ())
         except Infeasible as error:
@@ -565,6 +586,8 @@ class Gateway:
 
 def response_format(request: ImageRequest) -> str:
     """Which of url and b64_json each picture carries when the client did not say (contract R5)."""
+    if request.stream:
+        return "b64_json"  # events carry base64, whatever was asked (contract S5)
     if request.response_format is not None:
         return request.response_format
     if request.model.startswith(("gpt-image", "chatgpt-image")):

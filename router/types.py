@@ -85,6 +85,7 @@ class Caller:
     team: str | None = None
     project: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    models: tuple[str, ...] = ()  # slugs it may use; empty: all
     retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
 
 

@@ -37,6 +37,7 @@ def routes(
     media: MediaStore | None = None,
     ready: Ready = dict,
     metrics: Metrics | None = None,
+    started: Callable[[str], None] = lambda operation: None,
 ) -> list[BaseRoute]:
     """The application's routes, to be mounted at the root."""
     auth = Authenticator(keys)
@@ -47,6 +48,7 @@ def routes(
         fetch,
         public_url,
         forward_undecodable,
+        started,
     )
     found: list[BaseRoute] = [
         Route("/v1/images/generations", Generations(face), methods=["POST"]),

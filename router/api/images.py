@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Face:
     fetch: Fetch | None = None
     public_url: str | None = None
     forward_undecodable: bool = False
+    started: Callable[[str], None] = lambda operation: None  # an observer's: a request of this operation has come in
 
     def base_url(self, exchange: Exchange, scope: Scope) -> str:
         """Where clients reach us: the configured address, else what this one used."""
@@ -49,8 +50,9 @@ class Images(Guarded):
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         face = self._face
-        caller = exchange.caller = face.auth.caller(exchange)
         exchange.operation = self.operation.value
+        face.started(exchange.operation)
+        caller = exchange.caller = face.auth.caller(exchange)
         async with face.intake.reserve(exchange) as reservation:
             request = await self.read(exchange, receive, reservation)
             exchange.model = request.model

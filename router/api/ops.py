@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 from starlette.types import Receive, Scope, Send
@@ -12,7 +12,7 @@ from router.api.http import Exchange, Guarded, send_json
 Ready = Callable[[], Mapping[str, str]]
 """What is not ready, by name; empty when all is well."""
 
-Metrics = Callable[[str], tuple[bytes, str]]
+Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 """An Accept header -> the metrics page and its content type."""
 
 
@@ -42,7 +42,7 @@ class MetricsPage(Guarded):
         self._metrics = metrics
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        page, content_type = self._metrics(exchange.header(b"accept"))
+        page, content_type = await self._metrics(exchange.header(b"accept"))
         await send(
             {
                 "type": "http.response.start",

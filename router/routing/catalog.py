@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time
+from typing import Any
 
 from router.errors import RequestError
 from router.types import ImageRequest, Model, Operation, Target
@@ -44,6 +46,14 @@ class Catalog:
         near = difflib.get_close_matches(name, self.names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"The model {name[:80]!r} does not exist or you do not have access to it.{hint}"
+
+    def listed(self, allowed: Collection[str] = ()) -> list[dict[str, Any]]:
+        """OpenAI model objects of every slug and alias, with what the catalogue knows beside OpenAI's four keys."""
+        return [
+            _described(name, self.models[slug])
+            for name, slug in self.names.items()
+            if slug in self.models and (not allowed or slug in allowed)
+        ]
 
     def complete(self, request: ImageRequest, model: Model) -> ImageRequest:
         """The request with what the catalogue fills in where the client left it open."""
@@ -116,3 +126,32 @@ def _infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> R
         code="unsupported_model",
         param="model",
     )
+
+
+_EPOCH_OF_IMAGES = 1_609_459_200  # 2021-01-01: models without a release date need some integer
+
+
+def _described(name: str, model: Model) -> dict[str, Any]:
+    released = datetime.combine(model.released, time(), UTC).timestamp() if model.released else _EPOCH_OF_IMAGES
+    body: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": int(released),
+        "owned_by": model.creator,
+        "name": model.name,
+        "status": model.status,
+        "operations": [operation.value for operation in model.operations],
+        "providers": [target.provider for target in model.targets],
+        "max_input_images": max(target.max_inputs for target in model.targets),
+        "output_formats": sorted({form for target in model.targets for form in target.formats}),
+        "sizes": sorted({str(target.sizes) for target in model.targets}),
+        "tags": list(model.tags),
+        "aliases": list(model.aliases),
+        "shutdown_date": model.retires.isoformat() if model.retires else None,
+    }
+    if name != model.slug:
+        body["slug"] = model.slug
+    for key, value in (("family", model.family), ("licence", model.licence), ("description", model.description)):
+        if value is not None:
+            body[key] = value
+    return body

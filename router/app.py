@@ -1,0 +1,495 @@
+"""Composition root: settings in, a running router out. The only module that knows how the parts fit together."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hmac
+import ipaddress
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+
+from pricing import ImageSize, Problem, UnpricedError
+from router import __version__, booking
+from router import sandbox as emulator
+from router.api.app import build_app, routes
+from router.api.http import Exchange
+from router.config import ConfigError, Settings, load
+from router.console import Recent, console_routes
+from router.delivery import Delivery
+from router.errors import RequestError
+from router.events import RequestFinished
+from router.gateway import Clock, Gateway
+from router.ledger import Ledger, Reports, Unresolved
+from router.ledger.reports import CostRow
+from router.logs import configure_logs
+from router.mediastore import Directory, MediaStore
+from router.offers import Offers, route
+from router.pool import PoolTransport, is_public
+from router.providers import load_adapter
+from router.providers.base import Adapter
+from router.routing import Result, Sample, Selector
+from router.routing.catalog import Catalog
+from router.telemetry import Sources, Telemetry
+from router.transport import Transport
+from router.types import Completed, ImageRequest, InputImage, Operation, Provider
+
+log = structlog.get_logger("pixelroute")
+
+
+class StartError(Exception):
+    """The router cannot start as asked; the message says what to do about it."""
+
+
+# --- what needs no event loop -----------------------------------------------------------------------------------
+
+
+def adapters_for(settings: Settings) -> tuple[dict[str, Provider], dict[str, Adapter], list[str]]:
+    """Every provider with its adapter and final base URLs, and what is wrong with those that have none."""
+    providers, adapters, problems = {}, {}, []
+    for name, provider in settings.providers.items():
+        try:
+            adapter_class = load_adapter(provider.adapter)
+            urls = dict(adapter_class.urls) | {key: url for key, url in provider.urls.items() if url}
+            adapters[name] = adapter_class(urls)
+        except ValueError as error:
+            problems.append(f"providers.{name}.adapter: {error}")
+        else:
+            providers[name] = replace(provider, urls=urls)
+    return providers, adapters, problems
+
+
+def offers_for(settings: Settings) -> Offers:
+    """The offers of these settings; ConfigError if a provider's adapter or URLs cannot be used."""
+    providers, adapters, problems = adapters_for(settings)
+    if problems:
+        raise ConfigError(Problem("configuration", *text.split(": ", 1)) for text in problems)
+    catalog = Catalog(settings.models, settings.names, settings.defaults)
+    return Offers(catalog, settings.books, providers, adapters)
+
+
+def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
+    """What only shows when configuration, adapters and price books meet: problems, and notes worth reading."""
+    _, _, problems = adapters_for(settings)
+    notes: list[str] = []
+    now = datetime.now(UTC)
+    for model in settings.models.values():
+        for target in model.targets:
+            for operation, sku in target.endpoints.items():
+                book = settings.providers[target.provider].prices
+                try:
+                    settings.books.price(book, sku, now)
+                except UnpricedError as error:
+                    where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
+                    (notes if model.unpriced == "allow" else problems).append(where)
+            if target.key not in settings.priors:
+                notes.append(f"models.{model.slug}.targets.{target.provider}: no prior, so it is learnt from scratch")
+        if not model.targets:
+            notes.append(f"models.{model.slug}: no target at a provider that is in use")
+    return problems, notes
+
+
+def quote_offline(
+    settings: Settings,
+    *,
+    model: str,
+    size: ImageSize | None,
+    n: int,
+    inputs: Sequence[ImageSize],
+    quality: str | None,
+    prompt: str,
+) -> dict[str, Any]:
+    """The dry-run body without a running router; latency and success are the configured expectations."""
+
+    offers = offers_for(settings)
+    request = ImageRequest(
+        operation=Operation.EDIT if inputs else Operation.GENERATE,
+        model=model,
+        prompt=prompt,
+        n=n,
+        size=size,
+        quality=quality,
+        images=tuple(InputImage(b"", "png", each) for each in inputs),
+    )
+    order = offers.order(request, datetime.now(UTC))
+    selector = Selector(settings.routing, settings.priors)
+    decision = selector.choose(route(order, settings.weights, settings.limits.request_timeout_s), 0.0)
+    chosen = order.offer(decision.target) if decision.target else order.offers[0]
+    return booking.dry_run(order, chosen, decision)
+
+
+# --- a running router -------------------------------------------------------------------------------------------
+
+
+class Runtime:
+    """The parts of one running router, built from settings, started and closed with the application's lifespan."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        offers = offers_for(settings)
+        self.telemetry = Telemetry(
+            targets=settings.targets,
+            teams=[key.team for key in settings.keys if key.team],
+            version=__version__,
+        )
+        self.telemetry.price_books(settings.books, datetime.now(UTC))
+        self.ledger = Ledger.from_url(settings.ledger_url)
+        self.ledger.on_commit = self.telemetry.ledger_commit
+        self.selector = Selector(settings.routing, settings.priors, random.Random())  # noqa: S311 - no secret
+        pool = PoolTransport()
+        self.transport = Transport(pool, guarded=PoolTransport(accepts=is_public))
+        directory = Path(settings.media.directory)
+        self.store = MediaStore(
+            Directory(directory),
+            key=_signing_key(directory),
+            lifetime_s=settings.media.lifetime_s,
+            max_bytes=settings.media.max_bytes,
+        )
+        self.gateway = Gateway(
+            offers=offers,
+            selector=self.selector,
+            transport=self.transport,
+            ledger=self.ledger,
+            delivery=Delivery(self.transport, self.store, max_bytes=settings.limits.body_bytes),
+            observer=self.telemetry,
+            clock=Clock(lambda: datetime.now(UTC), time.monotonic, new_attempt_id),
+            timeout_s=settings.limits.request_timeout_s,
+            refused_elsewhere=settings.refused == "failover",
+            weights=settings.weights,
+            policy=settings.routing.preset,
+        )
+        self.telemetry.read_from(
+            Sources(
+                routing=lambda: self.selector.snapshot(time.monotonic()),
+                ledger_pending=lambda: self.ledger.pending,
+                ledger_oldest_s=lambda: self.ledger.oldest_pending_age_s(time.monotonic()),
+                ledger_open=lambda: self.ledger.open_attempts,
+            )
+        )
+        self._ready = False
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        left = await self.ledger.start()
+        self._warm()
+        if left:
+            log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
+        beside = [
+            asyncio.create_task(work)
+            for work in (self.gateway.recover(left), self.telemetry.watch_event_loop(), self.store.run())
+        ]
+        self._ready = True
+        try:
+            yield
+        finally:
+            self._ready = False
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self.gateway.close(self.settings.limits.drain_s)
+            await self.transport.aclose()
+            await self.ledger.close()
+
+    def _warm(self) -> None:
+        """What the ledger remembers of the last day becomes the selector's evidence."""
+        now, wall = time.monotonic(), datetime.now(UTC)
+        with Reports(self.settings.ledger_url) as reports:
+            self.selector.warm(
+                Sample(
+                    target=sample.target,
+                    operation=sample.operation,
+                    images=sample.images,
+                    megapixels=sample.megapixels / max(sample.images, 1),
+                    result=result,
+                    latency_s=sample.latency_ms / 1000,
+                    at=now - (wall - sample.at).total_seconds(),
+                )
+                for sample in reports.samples(wall - timedelta(days=1))
+                if sample.latency_ms and sample.megapixels and (result := _RESULTS.get(sample.outcome)) is not None
+            )
+
+    async def fetch(self, url: str, *, max_bytes: int) -> bytes:
+        """A client's input picture by URL, from public addresses only."""
+        try:
+            return await self.transport.fetch(url, max_bytes=max_bytes, timeout_s=30.0)
+        except ValueError as error:
+            raise RequestError(
+                400, f"The image URL cannot be used: {error}.", code="invalid_value", param="images"
+            ) from error
+
+    def ready(self) -> dict[str, str]:
+        """What keeps this router from serving; empty when nothing does. A provider's outage is not among it."""
+        problems = {}
+        if not self._ready:
+            problems["router"] = "starting or stopping"
+        if (problem := self.ledger.problem) is not None:
+            problems["ledger"] = problem
+        if not self.settings.providers:
+            problems["providers"] = "none is enabled"
+        return problems
+
+    def finished(self, exchange: Exchange) -> None:
+        """One request is over: the canonical log line and the client-side metrics."""
+        if exchange.operation:
+            self.telemetry.request_finished(request_finished(exchange))
+
+
+_RESULTS = {
+    "success": Result.SUCCESS,
+    "timeout": Result.FAILURE,
+    "connect_error": Result.FAILURE,
+    "server_error": Result.FAILURE,
+    "bad_response": Result.FAILURE,
+}
+
+
+def _estimate(left: Unresolved) -> int:
+    return left.opening.estimate_nanos
+
+
+def new_attempt_id() -> str:
+    """Sortable by time, then random: 48 bits of milliseconds and 64 random bits."""
+    return f"att_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+
+
+def _signing_key(directory: Path) -> bytes:
+    """The key of the links to kept pictures, made once per directory so that links outlive a restart."""
+    path = directory / ".signing-key"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        directory.mkdir(parents=True, exist_ok=True)
+        key = secrets.token_bytes(32)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key)
+        return key
+
+
+_OUTCOMES = {401: "rejected", 403: "rejected", 429: "rejected"}
+
+
+def request_finished(exchange: Exchange) -> RequestFinished:
+    """The facts of one exchange, for log and metrics."""
+    completed: Completed | None = exchange.completed
+    error = exchange.error
+    if completed is not None and error is None:
+        outcome = "success"
+    elif exchange.gone:
+        outcome = "cancelled"
+    elif error is None:
+        outcome = "success" if exchange.status < 400 else "client_error"
+    elif error.code == "moderation_blocked":
+        outcome = "moderation"
+    elif error.status >= 500:
+        outcome = "error"
+    else:
+        outcome = _OUTCOMES.get(error.status, "client_error")
+    caller, elapsed_s = exchange.caller, exchange.elapsed_s
+    tried = completed.attempts if completed is not None else ()
+    return RequestFinished(
+        request_id=exchange.request_id,
+        operation=exchange.operation,
+        model=exchange.model,
+        outcome=outcome,
+        code=exchange.status,
+        duration_s=elapsed_s,
+        overhead_s=max(0.0, elapsed_s - completed.provider_s) if completed is not None else elapsed_s,
+        attempts=len(tried) if completed is not None else len(error.details.get("attempts", ())) if error else 0,
+        provider=completed.provider if completed is not None else None,
+        target=completed.executed_model if completed is not None else None,
+        images=len(completed.images) if completed is not None else 0,
+        cost_nanos=completed.cost_nanos if completed is not None else 0,
+        currency=completed.currency if completed is not None else "USD",
+        basis=completed.basis if completed is not None else None,
+        key=caller.key if caller is not None else None,
+        team=caller.team if caller is not None else None,
+        retry_count=caller.retry_count if caller is not None else 0,
+        body_in=exchange.body_in,
+        body_out=exchange.body_out,
+        error_code=error.code or error.type if error is not None else None,
+        reason=completed.reason if completed is not None else None,
+    )
+
+
+def admits(settings: Settings) -> Callable[[str], bool]:
+    """Whether a client key may look at the console; anybody may where no key is configured, which is loopback only."""
+    secrets_ = [key.secret.encode() for key in settings.keys]
+
+    def admitted(secret: str) -> bool:
+        given = secret.encode()
+        return not secrets_ or any(hmac.compare_digest(given, known) for known in secrets_)
+
+    return admitted
+
+
+class Figures:
+    """What the console shows, read from the selector and the ledger."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def routing(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        return self._runtime.selector.snapshot(time.monotonic())
+
+    def costs(self) -> Sequence[CostRow]:
+        with Reports(self._runtime.settings.ledger_url) as reports:
+            return reports.costs("provider", datetime.now(UTC) - timedelta(days=30))
+
+    def recent(self) -> Sequence[Recent]:
+        with Reports(self._runtime.settings.ledger_url) as reports:
+            found = reports.recent(50)
+        return [
+            Recent(
+                opened_at=f"{attempt.opening.opened_at:%Y-%m-%d %H:%M:%S}",
+                request_id=request.request_id,
+                target=attempt.opening.target,
+                state=attempt.state.value,
+                outcome=attempt.settlement.outcome if attempt.settlement else None,
+                latency_ms=attempt.settlement.latency_ms if attempt.settlement else None,
+                cost_nanos=attempt.cost_nanos,
+                currency=attempt.currency,
+                basis=attempt.settlement.basis if attempt.settlement else None,
+            )
+            for request in found
+            for attempt in request.attempts
+        ]
+
+
+def build(settings: Settings) -> tuple[Starlette, Runtime]:
+    """The whole ASGI application for these settings."""
+    runtime = Runtime(settings)
+    limits = settings.limits
+    found = routes(
+        runtime.gateway,
+        keys=settings.keys,
+        body_bytes=limits.body_bytes,
+        in_flight_bytes=limits.in_flight_bytes,
+        fetch=runtime.fetch,
+        public_url=settings.public_url,
+        forward_undecodable=settings.undecodable_inputs == "forward",
+        ready=runtime.ready,
+        metrics=runtime.telemetry.scrape,
+        started=runtime.telemetry.request_started,
+        media=runtime.store,
+    )
+    found += console_routes(Figures(runtime), settings.models.values(), admits(settings))
+    return build_app(found, lifespan=runtime.lifespan, finished=runtime.finished), runtime
+
+
+# --- serving ----------------------------------------------------------------------------------------------------
+
+
+def serve_forever(
+    paths: Iterable[Path], *, host: str, port: int, sandbox: bool, sandbox_speed: float, log_format: str
+) -> None:
+    """Serve until interrupted. ConfigError or StartError if that is impossible; nothing has been started then."""
+    uvloop.run(_serve(tuple(paths), host, port, sandbox, sandbox_speed, log_format))
+
+
+async def _serve(
+    paths: tuple[Path, ...], host: str, port: int, sandbox: bool, sandbox_speed: float, log_format: str
+) -> None:
+    redact = configure_logs(log_format)
+    async with AsyncExitStack() as stack:
+        today = datetime.now(UTC).date()
+        if sandbox:
+            emulators = emulator.build(time_scale=sandbox_speed)
+            sandbox_port, stop = await emulator.serve(emulators, "127.0.0.1", 0)
+            stack.push_async_callback(stop)
+            origin = f"http://127.0.0.1:{sandbox_port}"
+            urls = {name: {key: origin + path for key, path in bases.items()} for name, bases in emulator.BASES.items()}
+            settings = load(paths, sandbox_urls=urls, sandbox_keys=emulator.KEYS, today=today)
+            log.info("sandbox", url=origin, control=f"{origin}/_control")
+        else:
+            settings = load(paths, today=today)
+        redact.add(_secrets(settings))
+        _refuse(settings, host)
+        app, _ = build(settings)
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            date_header=True,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(settings.limits.drain_s) + 5,
+        )
+        server = uvicorn.Server(config)
+        log.info(
+            "serving",
+            url=f"http://{host}:{port}/v1",
+            providers=sorted(settings.providers),
+            models=len(settings.models),
+            ledger=settings.ledger_url,
+            sandbox=sandbox,
+        )
+        gc.collect()
+        gc.freeze()  # what was loaded for good need not be looked through again and again
+        await server.serve()
+        if not server.started:
+            raise StartError(f"nothing could be served on {host}:{port}; the log says why")
+
+
+def _refuse(settings: Settings, host: str) -> None:
+    """What must not be started, with the way out."""
+    if not settings.providers:
+        missing = "; ".join(f"{name}: {why}" for name, why in settings.disabled.items())
+        raise StartError(
+            f"no provider has its key ({missing}). Put at least one key into the environment, or use --sandbox to try "
+            "everything without a key."
+        )
+    if not settings.keys and not _is_loopback(host):
+        raise StartError(
+            f"listening on {host} lets others spend your money: set PIXELROUTE_API_KEY, or listen on 127.0.0.1."
+        )
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """Every secret this process holds, for the logs to leave out."""
+    return [p.key for p in settings.providers.values() if p.key] + [key.secret for key in settings.keys]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def sandbox_forever(host: str, port: int, speed: float, say: Callable[[str], None]) -> None:
+    """Run the emulators alone."""
+
+    async def run() -> None:
+        bound, stop = await emulator.serve(emulator.build(time_scale=speed), host, port)
+        say(f"Sandbox on http://{host}:{bound}, control at /_control. Base URLs and keys:")
+        for name, bases in emulator.BASES.items():
+            for url_name, path in bases.items():
+                say(f"  {name:12} {url_name:6} http://{host}:{bound}{path}   {emulator.KEYS[name]}")
+        ended = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        await ended.wait()
+        await stop()
+
+    uvloop.run(run())
