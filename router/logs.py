@@ -41,10 +41,22 @@ _CREDENTIAL = re.compile(
     r"|\b(?:sk-|r8_|hf_|AIza|xai-|tgp_)[\w-]{12,}",
     re.IGNORECASE,
 )
-# None of these in a line: the expression above cannot match, and most lines are spared its cost.
+# A line with none of these cannot match; most lines are spared the expression's cost.
 _MARKS = (
-    *("bearer", "basic ", "key", "token", "auth", "password", "secret", "sig", "@"),
-    *("sk-", "r8_", "hf_", "aiza", "xai-", "tgp_"),
+    *(
+        "bearer ",
+        "basic ",
+        "key ",
+        "token ",
+        "authorization",
+        "x-key",
+        "api-key",
+        "api_key",
+        "apikey",
+        "_token",
+        "_secret",
+    ),
+    *("password", "token=", "signature=", "sig=", "key=", "secret=", "@", "sk-", "r8_", "hf_", "aiza", "xai-", "tgp_"),
 )
 
 
