@@ -70,9 +70,9 @@ class Redactor:
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
-        """More strings that must never be written, as they are and as JSON writes them."""
+        """More strings that must never be written: as they are, as JSON and as Python writes them."""
         known = {secret for secret in secrets if len(secret) >= 8}
-        self._secrets |= known | {json.dumps(secret)[1:-1] for secret in known}
+        self._secrets |= known | {form(secret)[1:-1] for secret in known for form in (json.dumps, repr)}
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
