@@ -83,7 +83,9 @@ class FakeGateway:
         routing: bool = False,
     ) -> Completed:
         if request.model not in MODELS and not request.model.startswith(("gpt-image", "dall-e", "chatgpt")):
-            raise RequestError(404, f"The model '{request.model}' does not exist.", code="model_not_found", param="model")
+            raise RequestError(
+                404, f"The model '{request.model}' does not exist.", code="model_not_found", param="model"
+            )
         self.requests.append(request)
         self.callers.append(caller)
         self.ids.append(request_id)
