@@ -81,7 +81,11 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], Usage, str, list[str]]] = {
         ["2"],
     ),
     "first and further": (
-        [megapixel(unit_price="0.03", up_to="1"), megapixel(unit_price="0.015", above="1"), megapixel("input", "0.015")],
+        [
+            megapixel(unit_price="0.03", up_to="1"),
+            megapixel(unit_price="0.015", above="1"),
+            megapixel("input", "0.015"),
+        ],
         made("1920x1080 2048x2048 512x512", "1024x1024"),
         "0.165",
         ["3", "4", "1"],
@@ -92,7 +96,12 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], Usage, str, list[str]]] = {
         "0.05",
         ["1", "1.5"],
     ),
-    "one price for a reference": ([image("0.02"), image("0.002", "input")], made("2048x2048", "512x512"), "0.022", ["1", "1"]),
+    "one price for a reference": (
+        [image("0.02"), image("0.002", "input")],
+        made("2048x2048", "512x512"),
+        "0.022",
+        ["1", "1"],
+    ),
     "flat": ([image()], made("512x512 2048x2048"), "0.08", ["2"]),
     "quality x size": (
         [image(rates=[
@@ -167,7 +176,12 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], Usage, str, list[str]]] = {
         "0.0123",
         ["30"],
     ),
-    "per pixel": ([{"type": "output", "metric": "pixel", "unit_price": "0.00000005"}], made(), "0.0524288", ["1048576"]),
+    "per pixel": (
+        [{"type": "output", "metric": "pixel", "unit_price": "0.00000005"}],
+        made(),
+        "0.0524288",
+        ["1048576"],
+    ),
     "per second": (
         [{"type": "request", "metric": "second", "unit_price": "0.0014",
           "estimate": {"per_image": [{"quantity": "5"}]}}],
@@ -185,7 +199,8 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], Usage, str, list[str]]] = {
     "a formula where no rate is published": (
         [image(
             rates=[{"when": {"quality": "high", "size": "1024x1024"}, "unit_price": "0.5"}],
-            formula={"q": {"low": "16", "high": "96"}, "token_price": "0.00003", "round_up_to": "0.001", "plus": "0.01"},
+            formula={"q": {"low": "16", "high": "96"}, "token_price": "0.00003", "round_up_to": "0.001",
+                     "plus": "0.01"},
         )],
         made("1024x1024 1024x768", attributes={"quality": "high"}),
         "0.655",
