@@ -68,7 +68,7 @@ def is_public(address: str) -> bool:
     """Whether an IP address is somewhere on the public internet, seen through every way of wrapping IPv4 in IPv6.
 
     Not public: loopback, private, link-local, shared, reserved, multicast, documentation and unspecified networks,
-    and with them the metadata services of the clouds. Azure's has a public number and is named.
+    and with them the metadata services of the clouds.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -79,12 +79,15 @@ def is_public(address: str) -> bool:
             return False
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and ip != _AZURE_WIRE_SERVER
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _NOT_PUBLIC)
 
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_AZURE_WIRE_SERVER = ipaddress.IPv4Address("168.63.129.16")
+_NOT_PUBLIC = (  # whatever the standard library says, which differs between its versions
+    ipaddress.ip_network("192.0.0.0/24"),  # protocol assignments; Oracle's metadata service is at .192
+    ipaddress.ip_network("168.63.129.16/32"),  # Azure's wire server
+)
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
@@ -185,7 +188,6 @@ class PoolTransport(httpx.AsyncBaseTransport):
             trust_env=False,
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=READ_BUFFER,
-            skip_auto_headers=(hdrs.CONTENT_TYPE, hdrs.USER_AGENT, hdrs.ACCEPT),
             request_class=_Request,
         )
         return self._session
@@ -280,6 +282,7 @@ def _headers(request: httpx.Request) -> CIMultiDict[str]:
     headers: CIMultiDict[str] = CIMultiDict()
     for name, value in request.headers.raw:
         headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    headers.popall(hdrs.TRANSFER_ENCODING, None)  # aiohttp decides: chunked, if there is no Content-Length
     headers[hdrs.ACCEPT_ENCODING] = "identity"
     return headers
 
