@@ -11,8 +11,8 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from pricing import ImageSize, Problem, UnpricedError
+from pricing import MEGAPIXEL, ImageSize, Problem, UnpricedError
 from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
@@ -49,6 +49,9 @@ from router.transport import Transport
 from router.types import Completed, ImageRequest, InputImage, Operation, Provider
 
 log = structlog.get_logger("pixelroute")
+
+SANDBOX_MODELS = Path(emulator.__file__).with_name("models.yaml")
+"""Models of the sandbox that behave in ways one wants to try an application on."""
 
 
 class StartError(Exception):
@@ -89,10 +92,10 @@ def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
     now = datetime.now(UTC)
     for model in settings.models.values():
         for target in model.targets:
-            for operation, sku in target.endpoints.items():
+            for operation in target.endpoints:
                 book = settings.providers[target.provider].prices
                 try:
-                    settings.books.price(book, sku, now)
+                    settings.books.price(book, target.price_key(operation), now)
                 except UnpricedError as error:
                     where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
                     (notes if model.unpriced == "allow" else problems).append(where)
@@ -231,6 +234,10 @@ class Runtime:
                 400, f"The image URL cannot be used: {error}.", code="invalid_value", param="images"
             ) from error
 
+    def drain(self) -> None:
+        """No longer ready: load balancers send new requests elsewhere while running ones finish."""
+        self._ready = False
+
     def ready(self) -> dict[str, str]:
         """What keeps this router from serving; empty when nothing does. A provider's outage is not among it."""
         problems = {}
@@ -305,6 +312,8 @@ def request_finished(exchange: Exchange) -> RequestFinished:
         operation=exchange.operation,
         model=exchange.model,
         outcome=outcome,
+        mp_in=completed.input_pixels / MEGAPIXEL if completed is not None else 0.0,
+        mp_out=completed.output_pixels / MEGAPIXEL if completed is not None else 0.0,
         code=exchange.status,
         duration_s=elapsed_s,
         overhead_s=max(0.0, elapsed_s - completed.provider_s) if completed is not None else elapsed_s,
@@ -412,13 +421,14 @@ async def _serve(
             stack.push_async_callback(stop)
             origin = f"http://127.0.0.1:{sandbox_port}"
             urls = {name: {key: origin + path for key, path in bases.items()} for name, bases in emulator.BASES.items()}
-            settings = load(paths, sandbox_urls=urls, sandbox_keys=emulator.KEYS, today=today)
+            settings = load((*paths, SANDBOX_MODELS), sandbox_urls=urls, sandbox_keys=emulator.KEYS, today=today)
+            settings = hurried(settings, sandbox_speed)
             log.info("sandbox", url=origin, control=f"{origin}/_control")
         else:
             settings = load(paths, today=today)
         redact.add(_secrets(settings))
         _refuse(settings, host)
-        app, _ = build(settings)
+        app, runtime = build(settings)
         config = uvicorn.Config(
             app,
             host=host,
@@ -433,7 +443,8 @@ async def _serve(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(settings.limits.drain_s) + 5,
         )
-        server = uvicorn.Server(config)
+        server = _Server(config)
+        server.on_stop = runtime.drain
         log.info(
             "serving",
             url=f"http://{host}:{port}/v1",
@@ -447,6 +458,28 @@ async def _serve(
         await server.serve()
         if not server.started:
             raise StartError(f"nothing could be served on {host}:{port}; the log says why")
+
+
+class _Server(uvicorn.Server):
+    """Stops on SIGINT and SIGTERM by draining, and then ends like any program that did its work."""
+
+    on_stop: Callable[[], None]
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit  # the second time: now
+        self.should_exit = True
+        self.on_stop()
 
 
 def _refuse(settings: Settings, host: str) -> None:
@@ -475,6 +508,24 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def hurried(settings: Settings, speed: float) -> Settings:
+    """The settings for a world whose providers take ``speed`` times their usual time.
+
+    Expectations shrink with it and the worth of a second grows, so that the choices are those of the real world.
+    """
+    if speed <= 0:
+        return settings
+    priors = {
+        target: replace(prior, p50_s=prior.p50_s and prior.p50_s * speed, p95_s=prior.p95_s and prior.p95_s * speed)
+        for target, prior in settings.priors.items()
+    }
+    presets = {
+        name: replace(preset, value_of_time=preset.value_of_time / speed)
+        for name, preset in settings.routing.presets.items()
+    }
+    return replace(settings, priors=priors, routing=replace(settings.routing, presets=presets))
 
 
 def sandbox_forever(host: str, port: int, speed: float, say: Callable[[str], None]) -> None:

@@ -11,7 +11,7 @@ from pricing import Basis, ImageSize, Usage
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
-from router.ledger import Opening, Role, Settlement, State, usage_as_dict
+from router.ledger import Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
 from router.offers import Offer, Order
 from router.routing import Decision, Outcome, Scored
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
@@ -63,7 +63,7 @@ def opening(
         currency=quote.high.currency if quote else "USD",
         price_id=price.id if price else None,
         price=price.snapshot() if price else {},
-        expected=_expected(offer),
+        expected=expected_as_dict(offer.expected),
         request_digest=digest(request),
         decision=decision.record(),
     )
@@ -171,8 +171,8 @@ def recovered_usage(opening: Opening, result: ImageResult) -> Usage:
         tokens=result.tokens,
         requests=expected["requests"],
         seconds=result.seconds,
-        steps=expected["steps"],
-        attributes=expected["attributes"],
+        steps=expected.get("steps"),
+        attributes=expected.get("attributes", {}),
         reported=result.reported,
     )
 
@@ -236,25 +236,7 @@ def outcome(error: ProviderError, cost_nanos: int) -> Outcome:
             return Outcome.neutral(cost_nanos)
 
 
-# --- quantities -------------------------------------------------------------------------------------------------
-
-
-def _sizes(sizes: tuple[ImageSize | None, ...]) -> list[str | None]:
-    return [None if size is None else str(size) for size in sizes]
-
-
-def _expected(offer: Offer) -> Mapping[str, Any]:
-    expected = offer.expected
-    return {
-        "images": expected.images,
-        "size": str(expected.size) if expected.size else None,
-        "inputs": _sizes(expected.inputs),
-        "prompt_characters": expected.prompt_characters,
-        "requests": expected.requests,
-        "steps": expected.steps,
-        "attributes": dict(expected.attributes),
-    }
-
+# --- the request, without its content --------------------------------------------------------------------------
 
 _DIGESTED = 16 * 1024
 

@@ -21,8 +21,9 @@ from router import __version__
 from router.config import ConfigError, Settings, default_config, load
 from router.ledger.reports import CostRow
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Piped output is not folded at 80 columns: tables and exact amounts stay whole.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 GROUPS = "provider, model, key, team, project, day, target, operation, or tag:NAME"
 

@@ -195,6 +195,7 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
         qualities=section.mapping("qualities"),
         options=section.mapping("options"),
         attributes={name: str(value) for name, value in section.mapping("attributes").items()},
+        sku=section.text("sku"),
     )
     prior = None
     if section.data.get("prior") is not None:

@@ -85,7 +85,7 @@ class Consequence:
     status: int  # if it is the last word
     type: str
     code: str
-    retry: bool | None  # x-should-retry of the final answer; None: only when nothing may have been billed
+    retry: bool  # x-should-retry of the final answer, unless something may have been billed: then never
 
 
 CONSEQUENCES: Mapping[ErrorKind, Consequence] = {
@@ -103,7 +103,7 @@ CONSEQUENCES: Mapping[ErrorKind, Consequence] = {
         False, "neutral", "moderation", Billed.MAYBE, 400, "image_generation_user_error", "moderation_blocked", False
     ),
     ErrorKind.SERVER_ERROR: Consequence(
-        True, "failure", "server_error", Billed.MAYBE, 502, SERVER, "all_providers_failed", None
+        True, "failure", "server_error", Billed.MAYBE, 502, SERVER, "all_providers_failed", False
     ),
     ErrorKind.NO_ANSWER: Consequence(True, "failure", "timeout", Billed.MAYBE, 504, SERVER, "timeout", False),
     ErrorKind.UNUSABLE: Consequence(

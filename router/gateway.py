@@ -443,6 +443,8 @@ class Gateway:
             usage=result.usage,
             warnings=delivered.warnings,
             routing=decision.record() if routing else None,
+            input_pixels=sum(image.size.pixels for image in request.images if image.size is not None),
+            output_pixels=sum(size.pixels for size in delivered.made),
             provider_s=work.provider_s,
         )
 
@@ -466,7 +468,7 @@ class Gateway:
             for attempt in work.attempts
         ]
         unbilled = all(attempt.billed == Billed.NO for attempt in work.attempts)
-        retry = unbilled and consequence.retry is not False
+        retry = unbilled and consequence.retry
         if error.kind in (ErrorKind.REFUSED, ErrorKind.BAD_REQUEST):
             return RequestError(
                 consequence.status,

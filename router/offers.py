@@ -92,7 +92,7 @@ class Offers:
             return Offer(target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED)
         expected = _expected(request, target)
         try:
-            price = self.books.price(provider.prices, target.endpoints[request.operation], at)
+            price = self.books.price(provider.prices, target.price_key(request.operation), at)
         except UnpricedError:
             refused = "unpriced" if model.unpriced == "reject" else None
             return Offer(target, provider, adapter, refused, None, None, expected)

@@ -144,6 +144,11 @@ class Target:
     )  # our quality word -> the provider's; empty: not a parameter
     options: Mapping[str, Any] = field(default_factory=dict)  # sent with every call, below what the client says
     attributes: Mapping[str, str] = field(default_factory=dict)  # words its price depends on when the request has none
+    sku: str | None = None  # its entry in the price book, where that is not the endpoint's id
+
+    def price_key(self, operation: Operation) -> str:
+        """The name of this endpoint's entry in the provider's price book."""
+        return self.sku or self.endpoints[operation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +278,8 @@ class Completed:
     usage: Mapping[str, Any] | None = None
     warnings: tuple[Warn, ...] = ()
     routing: Mapping[str, Any] | None = None  # the decision record, when asked for
+    input_pixels: int = 0
+    output_pixels: int = 0
     provider_s: float = 0.0  # time spent waiting for providers; the rest of the duration is ours
 
 

@@ -1,0 +1,576 @@
+"""The use case with everything real but the wire: catalogue, price books, selector, ledger; the transport is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pricing import ImageSize, Reported
+from router.app import offers_for
+from router.config import load
+from router.delivery import Delivery
+from router.errors import Billed, ErrorKind, ProviderError, RequestError
+from router.gateway import Clock, Gateway
+from router.ledger import Ledger, Reports
+from router.providers.base import Job, Partial
+from router.routing import Selector
+from router.transport import Ran
+from router.types import (
+    Accepted,
+    Caller,
+    GeneratedImage,
+    ImageRequest,
+    ImageResult,
+    InputImage,
+    Operation,
+    PartialImage,
+    Preferences,
+)
+
+pytestmark = pytest.mark.anyio
+
+CONFIG = """
+version: 1
+defaults: {generate: flux}
+providers:
+  fal: {prices: fal, billing: {server_error: "no"}}
+  openai: {prices: openai}
+  gpu-fast: {adapter: openai, urls: {api: "http://127.0.0.1:9/v1"}, prices: gpu-fast, billing: {server_error: "no"}}
+  gpu-spot: {adapter: openai, urls: {api: "http://127.0.0.1:9/v1"}, prices: gpu-spot}
+  nowhere: {adapter: openai, urls: {api: "http://127.0.0.1:9/v1"}, prices: no-such-book}
+models:
+  flux:
+    default_size: 1024x1024
+    targets:
+      fal: {generate: fal-ai/flux-2/turbo, edit: fal-ai/flux-2/turbo/edit, max_images: 4, max_inputs: 4, sizes: {max_side: 2048}, prior: {p50_s: 3, p95_s: 6, success: 0.99}}
+      gpu-fast: {generate: flux.2-dev-turbo, edit: flux.2-dev-turbo, max_images: 2, max_inputs: 1, sizes: {max_side: 1024}, prior: {p50_s: 3, p95_s: 6, success: 0.99}}
+      gpu-spot: {generate: flux.2-dev-turbo, max_images: 1, sizes: {max_side: 1024}, prior: {p50_s: 30, p95_s: 60, success: 0.9}}
+  gpt:
+    targets:
+      openai: {generate: gpt-image-2, edit: gpt-image-2, max_images: 10, max_inputs: 16, mask: true, streams: true, qualities: {low: low, medium: medium, high: high}}
+  gpt-image-known:
+    default_size: 1024x1024
+    targets:
+      openai: {generate: gpt-image-2, sku: gpt-image-2}
+  priceless:
+    default_size: 512x512
+    targets: {nowhere: {generate: x}}
+  priceless-allowed:
+    default_size: 512x512
+    unpriced: allow
+    targets: {nowhere: {generate: x}}
+"""
+
+
+def png(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(out, "PNG")
+    return out.getvalue()
+
+
+def made(*sizes: tuple[int, int], **more: Any) -> ImageResult:
+    return ImageResult(images=tuple(GeneratedImage(data=png(*size)) for size in sizes), **more)
+
+
+class Wire:
+    """Stands for the transport: answers per provider in turn, and remembers what was sent."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Any]] = {}
+        self.sent: list[str] = []
+        self.before: Callable[[str], None] = lambda provider: None
+        self.downloads: dict[str, bytes | ProviderError] = {}
+
+    async def run(self, flow, provider, auth, *, timeout_s, on_job=None, on_partial=None, resumed=False) -> Ran:
+        flow.close()
+        self.sent.append(provider.name)
+        self.before(provider.name)
+        queue = self.answers.get(provider.name) or [made((1024, 1024))]
+        answer = queue.pop(0) if len(queue) > 1 else queue[0]
+        if callable(answer):
+            answer = await answer(on_job, on_partial)
+        if isinstance(answer, BaseException):
+            raise answer
+        return Ran(answer, 0.01, 0.005, True, "upstream-1")
+
+    async def download(self, url, provider, *, timeout_s, max_bytes):
+        answer = self.downloads[url]
+        if isinstance(answer, ProviderError):
+            raise answer
+        return answer, "image/png"
+
+
+class Shelf:
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, str]] = []
+
+    async def put(self, data: bytes, format: str, request_id: str) -> str:
+        self.kept.append((format, request_id))
+        return f"/v1/media/{len(self.kept)}.{format}"
+
+
+class Watch:
+    """Remembers what observers are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: self.told.append((name, args))
+
+    def named(self, name: str) -> list[Any]:
+        return [args for told, args in self.told if told == name]
+
+
+class House:
+    """A gateway and what surrounds it."""
+
+    def __init__(self, directory: Path, text: str = CONFIG, **more: Any) -> None:
+        path = directory / "providers.yaml"
+        path.write_text(text)
+        self.settings = load([path], {"FAL_KEY": "k", "OPENAI_API_KEY": "k"}, today=date(2026, 11, 20))
+        self.url = f"sqlite:///{directory}/ledger.db"
+        self.wire, self.shelf, self.watch = Wire(), Shelf(), Watch()
+        self.ledger = Ledger.from_url(self.url)
+        self.selector = Selector(self.settings.routing, self.settings.priors, random.Random(7))
+        numbers = itertools.count(1)
+        self.gateway = Gateway(
+            offers=offers_for(self.settings),
+            selector=self.selector,
+            transport=self.wire,  # type: ignore[arg-type]
+            ledger=self.ledger,
+            delivery=Delivery(self.wire, self.shelf, max_bytes=10**8),
+            observer=self.watch,
+            clock=Clock(lambda: datetime(2026, 11, 20, tzinfo=UTC), time.monotonic, lambda: f"att_{next(numbers)}"),
+            timeout_s=more.pop("timeout_s", 60.0),
+            weights=self.settings.weights,
+            **more,
+        )
+
+    async def __aenter__(self) -> House:
+        await self.ledger.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.gateway.close(1.0)
+        await self.ledger.close()
+
+    async def run(self, request: ImageRequest, caller: Caller = Caller("k", "team"), **more: Any):
+        return await self.gateway.run(request, caller, request_id="req_1", **more)
+
+    def rows(self) -> list[Any]:
+        with Reports(self.url) as reports:
+            record = reports.request("req_1")
+        return list(record.attempts) if record else []
+
+
+def ask(model: str = "flux", **more: Any) -> ImageRequest:
+    return ImageRequest(Operation.GENERATE, model, "a lake", **({"response_format": "b64_json"} | more))
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with House(tmp_path) as built:
+        yield built
+
+
+# --- the straight way -------------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_routed_metered_booked_and_answered(house):
+    completed = await house.run(ask())
+    assert completed.executed_model == "fal/flux"
+    assert completed.cost_nanos == 8_000_000
+    assert [item["amount"] for item in completed.items] == ["0.008"]
+    assert completed.size == ImageSize(1024, 1024)
+    assert completed.output_format == "png"
+    [row] = house.rows()
+    assert (row.state, row.cost_nanos, row.opening.target) == ("settled", 8_000_000, "fal/flux")
+    assert row.opening.price_id == "fal:fal-ai/flux-2/turbo@2025-12-29"
+    assert (row.opening.key, row.opening.team) == ("k", "team")
+    assert row.settlement.delivered
+    assert house.watch.named("attempt_finished")[0][0].amount_nanos == 8_000_000
+
+
+async def test_the_row_is_durable_before_anything_is_sent(house):
+    seen = []
+    house.wire.before = lambda provider: seen.append([row.state for row in house.rows()])
+    await house.run(ask())
+    assert seen == [["open"]]
+
+
+async def test_the_prompt_is_kept_nowhere(house, tmp_path):
+    await house.run(ask())
+    for path in tmp_path.glob("ledger.db*"):
+        assert b"a lake" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "made_size", "cost"),
+    [
+        ("512x512", (512, 512), 8_000_000),
+        ("1920x1080", (1920, 1080), 16_000_000),
+        ("2048x2048", (2048, 2048), 32_000_000),
+        ("1024x1024", (1920, 1080), 16_000_000),  # what came out is charged, not what was asked
+    ],
+)
+async def test_pixels_that_came_out_are_charged(house, size, made_size, cost):
+    house.wire.answers["fal"] = [made(made_size)]
+    completed = await house.run(ask("fal/flux", size=ImageSize.parse(size)))
+    assert completed.cost_nanos == cost
+    assert completed.size == ImageSize(*made_size)
+    changed = [warning.code for warning in completed.warnings]
+    assert changed == ([] if str(completed.size) == size else ["size_changed"])
+
+
+async def test_an_edit_charges_the_pixels_that_went_in(house):
+    source = InputImage(png(512, 512), "png", ImageSize(512, 512))
+    request = ImageRequest(Operation.EDIT, "fal/flux", "stars", images=(source,), response_format="b64_json")
+    completed = await house.run(request)
+    assert completed.cost_nanos == 16_000_000
+    assert [item["type"] for item in completed.items] in (["input", "output"], ["output", "input"])
+
+
+async def test_what_the_provider_reports_wins_and_the_computed_figure_is_kept(house):
+    house.wire.answers["fal"] = [made((1024, 1024), reported=Reported(Decimal("3"), "unit"))]
+    completed = await house.run(ask("fal/flux"))
+    assert (completed.cost_nanos, completed.basis) == (24_000_000, "reported_quantity")
+    [row] = house.rows()
+    assert (row.settlement.computed_nanos, row.settlement.reported_nanos) == (8_000_000, 24_000_000)
+
+
+async def test_pictures_by_url_are_fetched_measured_and_hosted(house):
+    house.wire.answers["fal"] = [ImageResult((GeneratedImage(url="https://v3.fal.media/a.png"),))]
+    house.wire.downloads["https://v3.fal.media/a.png"] = png(640, 480)
+    completed = await house.run(ask("fal/flux", response_format="url"))
+    assert completed.images[0].url == "/v1/media/1.png"
+    assert completed.images[0].data is None
+    assert completed.size == ImageSize(640, 480)
+    assert house.shelf.kept == [("png", "req_1")]
+
+
+async def test_the_format_asked_for_is_delivered(house):
+    completed = await house.run(ask("fal/flux", output_format="webp"))
+    assert completed.images[0].data[:4] == b"RIFF"
+    assert completed.output_format == "webp"
+    assert [warning.code for warning in completed.warnings] == ["output_format_converted"]
+
+
+# --- several pictures -------------------------------------------------------------------------------------------
+
+
+async def test_more_pictures_than_a_call_makes_come_from_several_calls_under_one_row(house):
+    house.wire.answers["gpu-fast"] = [made((1024, 1024), (1024, 1024)), made((1024, 1024))]
+    completed = await house.run(ask("gpu-fast/flux", n=3))
+    assert house.wire.sent == ["gpu-fast", "gpu-fast"]
+    assert (len(completed.images), completed.cost_nanos) == (3, 36_000_000)
+    assert len(house.rows()) == 1
+
+
+async def test_fewer_pictures_than_asked_is_a_failure_that_is_booked_at_what_was_made(house):
+    house.wire.answers["gpu-spot"] = [made((1024, 1024)), ProviderError(ErrorKind.NOT_SENT, "refused")]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask("gpu-spot/flux", n=2))
+    assert caught.value.status == 502
+    assert not caught.value.retry
+    [row] = house.rows()
+    assert row.state == "settled"
+    assert row.cost_nanos > 0
+    assert not row.settlement.delivered
+
+
+async def test_a_short_answer_is_charged_for_what_came(house):
+    house.wire.answers["fal"] = [made((1024, 1024))]
+    with pytest.raises(RequestError):
+        await house.run(ask("fal/flux", n=2))
+    [row] = house.rows()
+    assert (row.state, row.cost_nanos, row.settlement.outcome) == ("settled", 8_000_000, "bad_response")
+
+
+# --- failures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.NOT_SENT, ErrorKind.RATE_LIMITED, ErrorKind.SERVER_ERROR, ErrorKind.AUTH])
+async def test_unbilled_failures_move_on_and_cost_nothing(house, kind):
+    house.wire.answers["fal"] = [ProviderError(kind, "no")]
+    completed = await house.run(ask())
+    assert completed.provider != "fal"
+    assert [(attempt.provider, attempt.billed) for attempt in completed.attempts][0] == ("fal", "no")
+    first, second = house.rows()
+    assert (first.state, first.cost_nanos, first.unsettled_nanos) == ("void", 0, 0)
+    assert (second.state, second.opening.role) == ("settled", "failover")
+    assert house.watch.named("failover")[0][1:3] == ("fal", completed.provider)
+
+
+async def test_a_maybe_billed_failure_is_booked_as_unknown_and_shown(house):
+    house.wire.answers["fal"] = [ProviderError(ErrorKind.NO_ANSWER, "timeout")]
+    completed = await house.run(ask())
+    first, second = house.rows()
+    assert (first.state, first.unsettled_nanos, first.cost_nanos) == ("unknown", 8_000_000, 0)
+    assert second.state == "settled"
+    assert [attempt.billed for attempt in completed.attempts] == ["maybe", "yes"]
+    assert completed.cost_nanos == second.cost_nanos
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [(ErrorKind.REFUSED, 400, "moderation_blocked"), (ErrorKind.BAD_REQUEST, 400, "invalid_value")],
+)
+async def test_refusals_and_the_clients_mistakes_are_final(house, kind, status, code):
+    house.wire.answers["fal"] = [ProviderError(kind, "because")]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask())
+    assert (caught.value.status, caught.value.code, caught.value.retry) == (status, code, False)
+    assert house.wire.sent == ["fal"]
+
+
+async def test_a_refusal_may_fail_over_where_the_operator_wants_it(tmp_path):
+    async with House(tmp_path, refused_elsewhere=True) as house:
+        house.wire.answers["fal"] = [ProviderError(ErrorKind.REFUSED, "because", billed=Billed.NO)]
+        assert (await house.run(ask())).provider != "fal"
+
+
+async def test_a_failed_download_never_buys_the_picture_again(house):
+    house.wire.answers["fal"] = [ImageResult((GeneratedImage(url="https://v3.fal.media/gone.png"),))]
+    house.wire.downloads["https://v3.fal.media/gone.png"] = ProviderError(ErrorKind.DOWNLOAD, "404")
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask())
+    assert (caught.value.code, caught.value.retry) == ("download_failed", False)
+    assert house.wire.sent == ["fal"]
+    [row] = house.rows()
+    assert (row.state, row.cost_nanos) == ("settled", 8_000_000)
+
+
+async def test_bytes_that_are_no_picture_are_a_failure(house):
+    house.wire.answers["fal"] = [ImageResult((GeneratedImage(data=b"<html>"),))]
+    completed = await house.run(ask())
+    assert completed.provider != "fal"
+    assert house.rows()[0].settlement.outcome == "bad_response"
+
+
+async def test_when_all_limit_requests_the_client_is_told_when_to_come_back(house):
+    for provider, after in (("fal", 9.0), ("gpu-fast", 4.0), ("gpu-spot", 7.0)):
+        house.wire.answers[provider] = [ProviderError(ErrorKind.RATE_LIMITED, "slow down", retry_after_s=after)]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask(size=ImageSize(512, 512)))
+    error = caught.value
+    assert (error.status, error.code, error.retry, error.retry_after_s) == (429, "rate_limit_exceeded", True, 4.0)
+
+
+async def test_when_everything_fails_a_client_that_repeats_would_pay_again(house):
+    for provider in ("fal", "gpu-fast", "gpu-spot"):
+        house.wire.answers[provider] = [ProviderError(ErrorKind.SERVER_ERROR, "boom", billed=Billed.MAYBE)]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask())
+    assert (caught.value.status, caught.value.code, caught.value.retry) == (502, "all_providers_failed", False)
+    assert {row.state for row in house.rows()} == {"unknown"}
+
+
+async def test_a_bug_of_ours_is_booked_as_a_maybe_and_ends_as_an_error(house):
+    house.wire.answers["openai"] = [KeyError("surprise")]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask("gpt"))
+    assert "surprise" not in caught.value.message
+    [row] = house.rows()
+    assert row.state == "unknown"
+    assert row.unsettled_nanos > 0
+
+
+async def test_without_a_ledger_nothing_is_sent(house):
+    await house.ledger.close()
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask())
+    assert (caught.value.status, caught.value.code, caught.value.retry) == (503, "ledger_unavailable", True)
+    assert house.wire.sent == []
+
+
+# --- the client leaves ------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_does_not_stop_the_booking(house):
+    going = asyncio.Event()
+    leave = asyncio.Event()
+
+    async def slow(on_job, on_partial):
+        leave.set()
+        await going.wait()
+        return made((1024, 1024))
+
+    house.wire.answers["fal"] = [slow]
+    waiting = asyncio.create_task(house.run(ask()))
+    await leave.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [row.state for row in house.rows()] == ["open"]
+    going.set()
+    await house.gateway.close(5.0)
+    [row] = house.rows()
+    assert (row.state, row.cost_nanos) == ("settled", 8_000_000)
+
+
+async def test_what_still_runs_when_the_router_stops_becomes_unknown(house):
+    begun = asyncio.Event()
+
+    async def forever(on_job, on_partial):
+        begun.set()
+        await asyncio.Event().wait()
+
+    house.wire.answers["fal"] = [forever]
+    waiting = asyncio.create_task(house.run(ask()))
+    await begun.wait()
+    await house.gateway.close(0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    [row] = house.rows()
+    assert (row.state, row.settlement.outcome, row.unsettled_nanos) == ("unknown", "cancelled", 8_000_000)
+
+
+# --- streaming --------------------------------------------------------------------------------------------------
+
+
+async def test_a_streaming_client_is_told_of_acceptance_and_partials(house):
+    async def partials(on_job, on_partial):
+        await on_job(Job("job-1", {"url": "https://queue.fal.run/x"}))
+        await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+        return made((1024, 1024), tokens={"text_input": 10, "image_output": 1756})
+
+    told: list[Any] = []
+
+    async def emit(event: Accepted | PartialImage) -> None:
+        told.append(event)
+
+    house.wire.answers["openai"] = [partials]
+    completed = await house.run(ask("gpt", stream=True, response_format="url"), emit=emit)
+    assert [type(event) for event in told] == [Accepted, PartialImage]
+    assert completed.response_format == "b64_json"
+    assert house.rows()[0].jobs[0].job_id == "job-1"
+
+
+async def test_a_stream_whose_client_is_gone_goes_on(house):
+    async def partials(on_job, on_partial):
+        await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+        return made((1024, 1024), tokens={"text_input": 10, "image_output": 1756})
+
+    async def emit(event: Any) -> None:
+        raise ConnectionResetError
+
+    house.wire.answers["openai"] = [partials]
+    assert (await house.run(ask("gpt", stream=True), emit=emit)).cost_nanos > 0
+
+
+# --- refused before anything is spent ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "param"),
+    [
+        (ask("nothing"), 404, "model_not_found", "model"),
+        (ask("flux", size=ImageSize(4096, 4096)), 400, "invalid_value", "size"),
+        (ask("flux", background="transparent"), 400, "unsupported_parameter", "background"),
+        (ImageRequest(Operation.VARIATION, "flux", ""), 400, "unsupported_model", "model"),
+        (
+            ImageRequest(Operation.EDIT, "flux", "x", images=(InputImage(b"", "png", None),) * 5),
+            400,
+            "array_above_max_length",
+            "image",
+        ),
+        (
+            ImageRequest(
+                Operation.EDIT,
+                "flux",
+                "x",
+                images=(InputImage(b"", "png", None),),
+                mask=InputImage(b"", "png", None),
+            ),
+            400,
+            "unsupported_parameter",
+            "mask",
+        ),
+        (ask("priceless"), 503, "model_unpriced", "model"),
+        (ask(preferences=Preferences(only=("bfl",))), 400, "no_feasible_provider", "provider"),
+        (ask(preferences=Preferences(max_cost=Decimal("0.001"))), 400, "no_feasible_provider", "provider"),
+    ],
+)
+async def test_what_cannot_be_served_costs_nothing(house, request_, status, code, param):
+    with pytest.raises(RequestError) as caught:
+        await house.run(request_)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (status, code, param)
+    assert house.wire.sent == []
+    assert house.rows() == []
+
+
+async def test_a_key_may_be_limited_to_some_models(house):
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask("gpt"), Caller("k", models=("flux",)))
+    assert (caught.value.status, caught.value.code) == (403, "model_not_allowed")
+    assert {model["id"] for model in house.gateway.models(Caller("k", models=("flux",)))} >= {"flux", "fal/flux"}
+    assert house.gateway.model("gpt", Caller("k", models=("flux",))) is None
+
+
+async def test_an_unpriced_model_may_be_allowed_and_is_flagged_not_free(house):
+    house.wire.answers["nowhere"] = [made((512, 512))]
+    completed = await house.run(ask("priceless-allowed"))
+    assert completed.basis == "unpriced"
+    assert house.watch.named("attempt_finished")[0][0].unpriced
+    with Reports(house.url) as reports:
+        assert [row.unpriced for row in reports.costs("provider")] == [1]
+
+
+# --- a dry run --------------------------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_quotes_every_candidate_and_runs_nothing(house):
+    body = house.gateway.quote(ask(size=ImageSize(1920, 1080)), Caller())
+    assert (body["estimated"], body["provider"], body["total_cost_micros"]) == (True, "fal", 16_000)
+    quoted = {candidate["target"]: candidate for candidate in body["candidates"]}
+    assert quoted["fal/flux"]["total_cost"] == "0.016"
+    assert quoted["gpu-fast/flux"]["excluded_by"] == "size"
+    assert house.wire.sent == []
+    assert house.rows() == []
+
+
+# --- after a crash ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "cost"),
+    [
+        (lambda: made((1920, 1080)), "settled", 16_000_000),
+        (lambda: ProviderError(ErrorKind.SERVER_ERROR, "failed", billed=Billed.NO), "void", 0),
+        (lambda: ProviderError(ErrorKind.NO_ANSWER, "nobody knows"), "unknown", 0),
+    ],
+)
+async def test_recovery_settles_by_evidence_only(tmp_path, answer, state, cost):
+    async with House(tmp_path) as house:
+        opened: list[Any] = []
+
+        async def submitted(on_job, on_partial):
+            await on_job(
+                Job("job-1", {"status_url": "https://queue.fal.run/s", "response_url": "https://queue.fal.run/r"})
+            )
+            opened.append(True)
+            raise ProviderError(ErrorKind.NO_ANSWER, "the process died here")
+
+        house.wire.answers["fal"] = [submitted]
+        with pytest.raises(RequestError):
+            await house.run(ask("fal/flux"))
+        assert house.rows()[0].state == "unknown"
+        house.wire.answers["fal"] = [answer()]
+        resolved = await house.gateway.recover(await house.ledger.unresolved())
+        [row] = house.rows()
+        assert (row.state, row.cost_nanos) == (state, cost)
+        assert resolved == (state != "unknown")
+        if state == "settled":
+            assert row.settlement.evidence == "resume"
