@@ -105,11 +105,14 @@ def reply(body: Any = None, status: int = 200, headers: Mapping[str, str] | None
 _FIXTURES = Path(__file__).parent / "router" / "providers" / "fixtures"
 
 
-def recorded(name: str, status: int | None = None, **changes: Any) -> httpx.Response:
-    """A provider's answer from ``fixtures/<provider>/<name>.json``, with top-level fields of its body changed."""
+def documented(name: str, /, *, http: int | None = None, **changes: Any) -> httpx.Response:
+    """A provider's answer as its documentation shows it, from ``fixtures/<provider>/<name>.json``.
+
+    ``changes`` replace top-level fields of its body.
+    """
     kept = orjson.loads((_FIXTURES / f"{name}.json").read_bytes())
     body = kept["body"]
-    return reply(body | changes if changes else body, status or kept.get("status", 200), kept.get("headers"))
+    return reply(body | changes if changes else body, http or kept.get("status", 200), kept.get("headers"))
 
 
 SIZE = ImageSize(1024, 1024)

@@ -25,8 +25,12 @@ ACCEPT_HEADERS = [(b"accept", b"application/json")]
 
 COMMON_SETTINGS = frozenset({"parameters"})
 
-_CALLBACKS = frozenset({"webhook", "webhook_url", "webhookURL", "webhook_secret", "webhook_events_filter", "callback"})
-"""Fields that would make a provider call a host of the client's choosing."""
+_NEVER = frozenset(
+    {"webhook", "webhook_url", "webhookURL", "webhook_secret", "webhook_events_filter", "fal_webhook", "callback"}
+    | {"callback_url", "uploadEndpoint"}  # would make a provider call a host of the client's choosing
+    | {"n", "num_images", "num_outputs", "numberResults", "max_images", "batch_size", "samples", "sampleCount"}
+    | {"prompt", "model", "version"}  # what is bought, and how often, is decided before the adapter
+)
 
 
 @lru_cache(maxsize=512)
@@ -70,7 +74,7 @@ def offered(
         if value is None:
             continue
         theirs = (known.get(name) if isinstance(known, Mapping) else name) if name not in settings else None
-        if not isinstance(theirs, str) or theirs in reserved or theirs in _CALLBACKS:
+        if not isinstance(theirs, str) or theirs in reserved or theirs in _NEVER:
             warnings.append(dropped(name))
         else:
             fields[theirs] = value
