@@ -82,11 +82,11 @@ def test_client_keys_come_from_the_environment_and_never_show(tmp_path):
 
 
 def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
-    settings = load([SHIPPED], {"FAL_KEY": "a:b"}, today=TODAY)
+    settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"}, today=TODAY)
     assert "fal" in settings.providers
     assert settings.disabled["openai"] == "OPENAI_API_KEY is not set"
     assert settings.disabled["gpu-fast"] == "GPU_FAST_URL is not set"
-    assert "a:b" not in repr(settings)
+    assert "canary" not in repr(settings)
     everything = load([SHIPPED], {}, today=TODAY, keyless=True)
     assert {"fal", "openai", "gpu-fast", "gpu-spot"} <= set(everything.providers)
     assert {target.provider for target in everything.models["flux.2-dev-turbo"].targets} >= {"fal", "gpu-fast"}
