@@ -18,22 +18,40 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
 from router.sandbox import control
+from router.sandbox.bfl import BFL
+from router.sandbox.deepinfra import DeepInfra
 from router.sandbox.emulator import Emulator
 from router.sandbox.fal import Fal
+from router.sandbox.google import Google
 from router.sandbox.gpu import GpuFast, GpuSpot
 from router.sandbox.openai import OpenAI
+from router.sandbox.replicate import Replicate
+from router.sandbox.runware import Runware
 from router.sandbox.server import serve
+from router.sandbox.stability import Stability
+from router.sandbox.together import Together
 from router.sandbox.world import World
+from router.sandbox.xai import XAI
 
 __all__ = ["BASES", "KEYS", "PROVIDERS", "build", "serve"]
 
-PROVIDERS: tuple[type[Emulator], ...] = (Fal, OpenAI, GpuFast, GpuSpot)
+PROVIDERS: tuple[type[Emulator], ...] = (
+    Fal, OpenAI, GpuFast, GpuSpot, BFL, Replicate, Google, Together, Runware, DeepInfra, XAI, Stability,
+)  # fmt: skip
 
 BASES: Mapping[str, Mapping[str, str]] = {
     "fal": {"run": "/fal.run", "queue": "/queue.fal.run"},
     "openai": {"api": "/api.openai.com/v1"},
     "gpu-fast": {"api": "/gpu-fast.local/v1"},
     "gpu-spot": {"api": "/gpu-spot.local/v1"},
+    "bfl": {"api": "/api.bfl.ai/v1"},
+    "replicate": {"api": "/api.replicate.com/v1"},
+    "google": {"api": "/generativelanguage.googleapis.com/v1beta"},
+    "together": {"api": "/api.together.xyz/v1"},
+    "runware": {"api": "/api.runware.ai/v1"},
+    "deepinfra": {"api": "/api.deepinfra.com/v1/openai"},
+    "xai": {"api": "/api.x.ai/v1"},
+    "stability": {"api": "/api.stability.ai"},
 }
 """Provider -> name of the URL -> path on the sandbox's server that stands for the provider's base URL."""
 

@@ -276,7 +276,8 @@ class OpenAI(OpenAIShape):
 
     async def _events(self, call: Call, job: _Job) -> AsyncIterator[bytes]:
         partials = job.partials or 0
-        breaks, fails = call.fault("break_stream"), call.fault("stream_error")
+        breaks = call.fault("break_stream") or call.fault("cut")
+        fails = call.fault("stream_error")
         sent = 0
         common = {
             "background": job.background,

@@ -32,7 +32,7 @@ async def serve(app: Starlette, host: str = "127.0.0.1", port: int = 0) -> tuple
     config = uvicorn.Config(
         app,
         http=_Protocol,
-        ws="none",
+        ws="auto",  # Runware speaks WebSocket too; without a library for it the rest still works
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,

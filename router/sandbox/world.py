@@ -112,6 +112,8 @@ class World:
 
     def restart(self) -> None:
         """Back to the state at the start: the same seed gives the same latencies, ids and seeds again."""
+        for task in self._tasks:
+            task.cancel()
         self._rngs: dict[str, random.Random] = {}
         self.faults = FaultPlan(self.now, self.rng("faults"))
         self.invoice.clear()
