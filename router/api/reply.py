@@ -156,7 +156,9 @@ async def base64_text(image: GeneratedImage) -> bytes:
         if len(text) % 4 or _dirty(text):
             text = await _off_loop(_cleaned, text)
         return text
-    return await _off_loop(pybase64.b64encode, image.data or b"")
+    if image.data is None:
+        raise ValueError("a picture without its bytes was to be sent as base64")
+    return await _off_loop(pybase64.b64encode, image.data)
 
 
 def _dirty(text: bytes) -> bool:

@@ -20,6 +20,8 @@ from router.errors import RequestError
 from router.types import Accepted, Caller, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
 
 HEARTBEAT_S = 12.0
+"""Longest silence on a stream, seconds."""
+
 _PREFIX = {Operation.GENERATE: "image_generation", Operation.EDIT: "image_edit"}
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,8 +37,6 @@ async def stream(
     exchange: Exchange,
     receive: Receive,
     send: Send,
-    *,
-    heartbeat_s: float = HEARTBEAT_S,
 ) -> None:
     """Run the request and send its events. RequestError only while nothing has been sent."""
     events = _Events(request, send)
@@ -46,7 +46,7 @@ async def stream(
         nonlocal beat
         await events.start()
         if beat is None:
-            beat = asyncio.ensure_future(_heartbeat(events, heartbeat_s))
+            beat = asyncio.ensure_future(_heartbeat(events))
         if isinstance(event, PartialImage):
             await events.partial(event)
 
@@ -70,9 +70,9 @@ async def stream(
     await events.end()
 
 
-async def _heartbeat(events: _Events, every_s: float) -> None:
+async def _heartbeat(events: _Events) -> None:
     while True:
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(HEARTBEAT_S)
         await events.write(b": keep-alive\n\n")
 
 

@@ -179,7 +179,7 @@ def _request(
         style=known.get("style"),
         input_fidelity=known.get("input_fidelity"),
         seed=known.get("seed"),
-        response_format=known.get("response_format"),
+        response_format="b64_json" if stream else known.get("response_format"),  # events carry base64 whatever is asked
         stream=stream,
         partial_images=known.get("partial_images", 0) if stream else 0,
         user=known.get("safety_identifier") or known.get("user"),

@@ -1,0 +1,316 @@
+"""The HTTP face behind the real server, spoken to by the official client and by rude ones."""
+
+import asyncio
+import base64
+import io
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from router.api import Exchange
+from router.errors import RequestError
+from router.types import Accepted, GeneratedImage, PartialImage
+from tests.router.api.conftest import KEY
+from tests.router.api.fake import FakeGateway, mask, picture
+
+pytestmark = pytest.mark.anyio
+
+PNG = picture()
+
+
+@asynccontextmanager
+async def served(app: Starlette) -> AsyncIterator[str]:
+    """The app on a loopback port; its base URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, http="httptools")
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listener])  # without the main loop, which looks at its flags ten times a second
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            await server.shutdown(sockets=[listener])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The server ends a request some time after its client has gone."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for is a list that grows
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def url(make_app: Callable[..., Starlette]) -> AsyncIterator[str]:
+    async with served(make_app()) as url:
+        yield url
+
+
+@pytest.fixture
+async def sdk(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=url + "/v1") as client:
+        yield client
+
+
+# --- the official client ----------------------------------------------------------------------------------------
+
+
+async def test_sdk_generate(sdk: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    answer = await sdk.images.generate(model="flux.2-dev-turbo", prompt="a cat", size="1024x1024", n=2, user=None)  # type: ignore[call-overload]
+    assert [image.b64_json for image in answer.data] == [None, None]
+    assert all(image.url.startswith(str(sdk.base_url)[:20]) for image in answer.data)
+    assert answer._request_id == gateway.ids[0] == answer.id
+    assert answer.metadata["cost"] == "0.016"
+    raw = await sdk.images.with_raw_response.generate(model="flux.2-dev-turbo", prompt="a", response_format="b64_json")
+    assert raw.headers["x-pixelroute-provider"] == "fal"
+    (image,) = raw.parse().data or []
+    assert base64.b64decode(image.b64_json or "") == gateway.data
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(PNG, id="bytes"),
+        pytest.param([PNG, PNG], id="list"),
+        pytest.param(("cat.png", PNG, "image/png"), id="tuple"),
+        pytest.param(io.BytesIO(PNG), id="file"),
+    ],
+)
+async def test_sdk_edit(sdk: openai.AsyncOpenAI, gateway: FakeGateway, image: Any) -> None:
+    if isinstance(image, io.BytesIO):
+        image.seek(0)
+    answer = await sdk.images.edit(
+        model="flux.2-dev-turbo", prompt="x", image=image, mask=mask(), n=1, extra_body={"strength": 0.5, "o": {"a": 1}}
+    )
+    assert answer.data
+    assert answer.data[0].url
+    assert answer.data[0].b64_json
+    request = gateway.requests[0]
+    assert {data.data for data in request.images} == {PNG}
+    assert len(request.images) == (2 if isinstance(image, list) else 1)
+    assert request.extra == {"strength": "0.5", "o": {"a": "1"}}
+
+
+async def test_sdk_variation(sdk: openai.AsyncOpenAI) -> None:
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        answer = await sdk.images.create_variation(image=PNG, model="dall-e-2")
+    assert answer.data
+
+
+async def test_sdk_models(sdk: openai.AsyncOpenAI) -> None:
+    names = [model.id async for model in await sdk.models.list()]
+    assert "fal/flux.2-dev-turbo" in names
+    for name in names:
+        assert (await sdk.models.retrieve(name)).id == name
+    with pytest.raises(openai.NotFoundError) as caught:
+        await sdk.models.retrieve("no/such")
+    assert caught.value.code == "model_not_found"
+
+
+async def test_sdk_stream(sdk: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    stream = await sdk.images.generate(model="gpt-image-2", prompt="a", stream=True, partial_images=2)
+    seen = [event async for event in stream]
+    assert [event.type for event in seen] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert base64.b64decode(seen[-1].b64_json) == gateway.data
+    stream_of_edit = await sdk.images.edit(model="gpt-image-2", prompt="a", image=PNG, stream=True)
+    assert [event.type async for event in stream_of_edit] == ["image_edit.completed"]
+
+
+async def test_sdk_stream_that_breaks(sdk: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    async def fail(request: Any, emit: Any) -> None:
+        await emit(Accepted())
+        await emit(PartialImage(gateway.image("b64_json"), 0))
+        raise RequestError(502, "The provider broke off.", code="all_providers_failed", type="server_error")
+
+    gateway.behave = fail
+    stream = await sdk.images.generate(model="gpt-image-2", prompt="a", stream=True, partial_images=1)
+    with pytest.raises(openai.APIError, match="broke off"):
+        _ = [event async for event in stream]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RequestError(400, "no", code="invalid_value", param="size"), openai.BadRequestError),
+        (RequestError(403, "no", code="model_not_allowed"), openai.PermissionDeniedError),
+        (RequestError(429, "no", code="insufficient_quota", type="insufficient_quota"), openai.RateLimitError),
+        (RequestError(502, "no", code="all_providers_failed", type="server_error"), openai.InternalServerError),
+        (RequestError(504, "no", code="timeout", type="server_error"), openai.InternalServerError),
+    ],
+)
+async def test_x26_sdk_errors_are_not_repeated(
+    sdk: openai.AsyncOpenAI, gateway: FakeGateway, error: RequestError, kind: type[openai.APIStatusError]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    gateway.behave = fail
+    with pytest.raises(kind) as caught:
+        await sdk.images.generate(model="gpt-image-2", prompt="a")
+    assert (caught.value.code, caught.value.param, caught.value.type) == (error.code, error.param, error.type)
+    assert caught.value.request_id == gateway.ids[0]
+    assert len(gateway.requests) == 1
+
+
+async def test_x26_sdk_repeats_when_told_to(sdk: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+    def fail(*_: Any) -> None:
+        if len(gateway.requests) == 1:
+            raise RequestError(503, "Full.", code="overloaded", type="server_error", retry=True)
+
+    gateway.behave = fail
+    assert (await sdk.images.generate(model="gpt-image-2", prompt="a")).data
+    assert [caller.retry_count for caller in gateway.callers] == [0, 1]
+
+
+async def test_sdk_wrong_key(url: str) -> None:
+    async with openai.AsyncOpenAI(api_key="sk-wrong", base_url=url + "/v1") as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            await client.models.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+# --- rude clients -----------------------------------------------------------------------------------------------
+
+
+async def test_t2_requests_run_side_by_side(url: str, gateway: FakeGateway) -> None:
+    async def slow(request: Any, emit: Any) -> None:
+        await asyncio.sleep(0.3)
+
+    gateway.behave = slow
+    gateway.data = picture(300, 300)
+    started = time.monotonic()
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}, limits=limits) as client:
+        body = {"prompt": "a", "model": "gpt-image-2"}
+        answers = await asyncio.gather(*(client.post("/v1/images/generations", json=body) for _ in range(32)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 32
+    assert time.monotonic() - started < 4
+
+
+async def test_t3_a_client_that_leaves(url: str, gateway: FakeGateway, seen: list[Exchange]) -> None:
+    entered = asyncio.Event()
+
+    async def forever(request: Any, emit: Any) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    gateway.behave = forever
+    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client:
+        for count, stream in enumerate((False, True), 1):
+            body = {"prompt": "a", "model": "gpt-image-2", "stream": stream}
+            task = asyncio.create_task(client.post("/v1/images/generations", json=body))
+            await entered.wait()
+            entered.clear()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda expected=count: len(seen) == expected)  # type: ignore[misc]
+        gateway.behave = None
+        assert (await client.post("/v1/images/generations", json={"prompt": "a", "model": "gpt-image-2"})).is_success
+    assert gateway.cancelled == 2
+    assert [exchange.gone for exchange in seen] == [True, True, False]
+
+
+async def test_t3_a_client_that_leaves_in_the_middle_of_a_stream(
+    url: str, gateway: FakeGateway, seen: list[Exchange]
+) -> None:
+    async def forever(request: Any, emit: Any) -> None:
+        await emit(Accepted())
+        await emit(PartialImage(gateway.image("b64_json"), 0))
+        await asyncio.Event().wait()
+
+    gateway.behave = forever
+    body = {"prompt": "a", "model": "gpt-image-2", "stream": True, "partial_images": 1}
+    async with (
+        httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client,
+        client.stream("POST", "/v1/images/generations", json=body) as response,
+    ):
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                break
+    await until(lambda: bool(seen))
+    assert gateway.cancelled == 1
+    assert seen[0].gone
+
+
+async def test_d3_a_client_that_leaves_while_uploading(url: str, seen: list[Exchange]) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer " + KEY.encode() + b'\r\nContent-Length: 1000\r\n\r\n{"prompt"'
+    )
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: bool(seen))
+    assert seen[0].gone
+    assert seen[0].status == 0
+
+
+async def test_x17_a_client_in_full_flow_sees_the_413(make_app: Callable[..., Starlette]) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(300):
+            yield b"x" * 65536
+
+    async with (
+        served(make_app(body_bytes=100_000)) as url,
+        httpx.AsyncClient(base_url=url, headers={"api-key": KEY, "Content-Type": "application/json"}) as client,
+    ):
+        for content in (b"x" * 20_000_000, endless()):
+            response = await client.post("/v1/images/generations", content=content)
+            assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+            assert response.headers["connection"] == "close"
+            assert response.headers["x-request-id"]
+
+
+async def test_t4_connections_survive_errors(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    for authorization, status in ((b"", b"401"), (b"Authorization: Bearer " + KEY.encode() + b"\r\n", b"400")) * 2:
+        writer.write(head + authorization + b"\r\n{}")
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        await reader.readexactly(int(length.split(b":")[1]))
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_b4_no_100_continue_for_strangers(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/images/edits HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"
+        b"Content-Length: 50000000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_large_replies_arrive_whole(url: str, gateway: FakeGateway) -> None:
+    data = picture(900, 900)
+    gateway.change["images"] = tuple(GeneratedImage(data=data, format="png") for _ in range(3))
+    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client:
+        response = await client.post("/v1/images/generations", json={"prompt": "a", "model": "gpt-image-2", "n": 3})
+    assert [base64.b64decode(item["b64_json"]) for item in response.json()["data"]] == [data] * 3
+
+
+async def test_a_large_upload_arrives_whole(url: str, gateway: FakeGateway) -> None:
+    data = picture(1200, 1200)
+    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client:
+        files: list[Any] = [("image", data), ("model", (None, b"gpt-image-2")), ("prompt", (None, b"a"))]
+        assert (await client.post("/v1/images/edits", files=files)).is_success
+    assert gateway.requests[0].images[0].data == data
