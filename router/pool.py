@@ -288,8 +288,7 @@ def _headers(request: httpx.Request) -> CIMultiDict[str]:
 
 
 def _body(request: httpx.Request) -> Any:
-    try:
-        content = request.content
-    except httpx.RequestNotRead:
+    if not isinstance(request.stream, httpx.ByteStream):
         return request.stream
+    content = b"".join(request.stream)  # the one piece itself; nothing, not an empty stream, for a GET
     return _Bytes(content) if content else None
