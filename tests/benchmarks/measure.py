@@ -42,7 +42,7 @@ class Proxy:
 def upstream(folder: Path) -> Iterator[tuple[Process, int]]:
     process = Process(["-m", "tests.benchmarks.upstream"], OTHER_CORES, folder / "upstream.log")
     try:
-        yield process, int(process.line())
+        yield process, int(process.first_line())
     finally:
         process.stop()
 

@@ -25,25 +25,25 @@ class Process:
 
     def __init__(self, args: Sequence[str], cores: set[int], log: Path, env: dict[str, str] | None = None) -> None:
         self.log = log
-        with log.open("wb") as errors:
+        with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, *args],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                stdout=output,  # a file, for a pipe that nobody reads stops its writer
+                stderr=subprocess.STDOUT,
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
         self.pid = self._process.pid
 
-    def line(self) -> str:
-        """The next line it prints."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().decode().strip()
-        if not line:
-            raise RuntimeError(f"the process ended: {self.log.read_text()[-2000:]}")
-        return line
+    def first_line(self) -> str:
+        """The first line it prints."""
+        while "\n" not in (text := self.log.read_text()):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the process ended: {text[-2000:]}")
+            time.sleep(0.01)
+        return text.partition("\n")[0]
 
     def wait_ready(self, url: str, timeout_s: float = 30.0) -> float:
         """Seconds until the URL answers 200."""
@@ -72,8 +72,6 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
 
 
 def _tree(pid: int) -> Iterator[int]:
