@@ -33,12 +33,13 @@ def check_price_books(directory: Path | None = None, today: date | None = None) 
     problems: list[Problem] = []
     prices = read_books(directory or PACKAGED, problems)
     if not problems:
-        problems += _slips(prices)
+        problems += suspicious(prices)
         problems += [problem for price in prices if today for problem in _staleness(price, today)]
     return sorted(problems, key=lambda problem: (problem.severity != "error", problem.file, problem.key))
 
 
-def _slips(prices: list[Price]) -> list[Problem]:
+def suspicious(prices: list[Price]) -> list[Problem]:
+    """A warning for every price that is probably wrong by a factor."""
     found: list[Problem] = []
     books = price_books(prices)
     typical = {price.id: Decimal(quote(price, _TYPICAL).expected.total_nanos) / NANOS for price in prices}
