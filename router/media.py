@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct, error as StructError
+from struct import Struct, unpack_from
+from struct import error as StructError
 
 import pybase64
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
@@ -183,17 +184,30 @@ def _bmp_size(data: Bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: Bytes) -> tuple[int, int] | None:
-    short, long = (_LE16, _LE32) if data[0] == 0x49 else (_BE16, _BE32)
-    directory = long.unpack_from(data, 4)[0]
-    found: dict[int, int] = {}
-    for entry in range(min(short.unpack_from(data, directory)[0], 512)):
+    tags = _tiff_tags(data)
+    width, height = tags.get(256, (0,)), tags.get(257, (0,))
+    return width[0], height[0]
+
+
+_TIFF_TYPES = {3: 2, 4: 4}  # SHORT and LONG, and their bytes
+
+
+def _tiff_tags(data: Bytes) -> dict[int, tuple[int, ...]]:
+    """Integers of the first directory: 256 and 257 are the sides, 273/324 where the pixels lie, 279/325 how long."""
+    order = "<" if data[0] == 0x49 else ">"
+    directory = int(unpack_from(order + "I", data, 4)[0])
+    found: dict[int, tuple[int, ...]] = {}
+    entries = int(unpack_from(order + "H", data, directory)[0])
+    unpack_from(order + "I", data, directory + 2 + 12 * entries)  # where the next directory is: the end of this one
+    for entry in range(min(entries, 512)):
         at = directory + 2 + 12 * entry
-        tag, kind = short.unpack_from(data, at)[0], short.unpack_from(data, at + 2)[0]
-        if tag in (256, 257):
-            found[tag] = (short if kind == 3 else long).unpack_from(data, at + 8)[0]
-            if len(found) == 2:
-                return found[256], found[257]
-    return None
+        tag, kind, count = unpack_from(order + "HHI", data, at)
+        width = _TIFF_TYPES.get(kind)
+        if tag not in (256, 257, 273, 279, 324, 325) or width is None or not 0 < count <= len(data) // width:
+            continue
+        where = at + 8 if count * width <= 4 else int(unpack_from(order + "I", data, at + 8)[0])
+        found[tag] = unpack_from(f"{order}{count}{'H' if width == 2 else 'I'}", data, where)
+    return found
 
 
 def _is_avif(data: Bytes) -> bool:
@@ -282,7 +296,13 @@ def _whole(form: str, data: Bytes) -> bool:
         return bool(boxes) and boxes[-1][2] <= len(data) and any(kind in (b"mdat", b"idat") for kind, *_ in boxes)
     if form == "bmp":
         return len(data) >= int(_LE32.unpack_from(data, 2)[0])
-    return True  # TIFF: its directory is usually the last thing in the file, and it has been read
+    tags = _tiff_tags(data)
+    ends = [
+        start + length
+        for starts, lengths in ((273, 279), (324, 325))
+        for start, length in zip(tags.get(starts, ()), tags.get(lengths, ()), strict=False)
+    ]
+    return bool(ends) and max(ends) <= len(data)
 
 
 def _png_walk(data: bytes) -> bool:

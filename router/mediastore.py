@@ -36,7 +36,7 @@ class Media:
     name: str
     media_type: str
     length: int
-    expires: int  # Unix seconds at which the link dies
+    max_age_s: int  # how long the link still lives
     chunks: Callable[[], AsyncIterator[bytes]]
 
 
@@ -124,7 +124,7 @@ class MediaStore:
             return None
         length, chunks = found
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
-        return Media(name, media_type, length, expires, chunks)
+        return Media(name, media_type, length, int(expires - self._now()), chunks)
 
     async def purge(self, request_id: str) -> int:
         """Delete the pictures of one request, unless another request made the same ones; how many went."""
@@ -258,21 +258,6 @@ def _unlink(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-class LocalStore(MediaStore):
-    """A MediaStore over a local directory."""
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        key: bytes,
-        lifetime_s: int = 24 * 3600,
-        max_bytes: int = 10 * 2**30,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(Directory(root), key=key, lifetime_s=lifetime_s, max_bytes=max_bytes, now=now)
-
-
 _HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",
@@ -280,12 +265,12 @@ _HEADERS: Mapping[str, str] = {
 }
 
 
-def response_headers(media: Media, now: float) -> dict[str, str]:
+def response_headers(media: Media) -> dict[str, str]:
     """How a picture is sent: its type, its length, cached until its link dies, never run as a page."""
     return {
         **_HEADERS,
         "content-type": media.media_type,
         "content-length": str(media.length),
-        "cache-control": f"public, max-age={max(0, int(media.expires - now))}, immutable",
+        "cache-control": f"public, max-age={media.max_age_s}, immutable",
         "etag": f'"{media.name[:64]}"',
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.types import Receive, Scope, Send
 
 from router.api.http import Exchange, Guarded
@@ -21,9 +19,7 @@ class MediaFile(Guarded):
         media = await self._store.open(scope["path_params"]["name"], exchange.query.decode("latin-1"))
         if media is None:
             raise RequestError(404, "There is no such picture, or the link has expired.", code="media_not_found")
-        headers = [
-            (name.encode(), value.encode("latin-1")) for name, value in response_headers(media, time.time()).items()
-        ]
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in response_headers(media).items()]
         if any(name == b"etag" and value == exchange.headers.get(b"if-none-match") for name, value in headers):
             headers = [header for header in headers if header[0] != b"content-length"]
             await send({"type": "http.response.start", "status": 304, "headers": headers})
