@@ -1,0 +1,106 @@
+"""A real router in its own process, on the sandbox providers, and the sandbox's own books beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+KEY = "integration-test-key"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RouterProcess:
+    """``python -m router serve --sandbox`` with its ledger, pictures and log in ``directory``."""
+
+    def __init__(
+        self, directory: Path, *, key: str | None = KEY, speed: float = 0.02, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        self.ledger_url = f"sqlite:///{directory}/ledger.db"
+        self.log_path = directory / "router.log"
+        self._env = dict(env or {})
+        self._key = key
+        self._speed = speed
+        self.start()
+
+    def start(self) -> None:
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        env = {
+            **os.environ,
+            "PIXELROUTE_LEDGER": self.ledger_url,
+            "PIXELROUTE_MEDIA": str(self.directory / "media"),
+            **({"PIXELROUTE_API_KEY": self._key} if self._key else {}),
+            **self._env,
+        }
+        command = [sys.executable, "-m", "router", "serve", "--sandbox", "--port", str(self.port)]
+        command += ["--sandbox-speed", str(self._speed), "--log-format", "json"]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
+            for _ in range(2000):
+                assert self.process.poll() is None, self.log_path.read_text()
+                try:
+                    if client.get(f"{self.base}/readyz", timeout=2.0).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass
+                try:  # not a sleep for luck: wait for the process's end for a moment, and look again
+                    self.process.wait(0.01)
+                except subprocess.TimeoutExpired:
+                    continue
+        raise AssertionError("the router did not become ready:\n" + self.log_path.read_text())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    @property
+    def sandbox(self) -> str:
+        return str(self.events("sandbox")[-1]["url"])
+
+    def calls(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.sandbox}/_control/calls").raise_for_status().json())
+
+    def invoice(self) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.sandbox}/_control/invoice").raise_for_status().json())
+
+    def fault(self, provider: str, fault: str, *, count: int | None = None, **params: Any) -> None:
+        order = {"provider": provider, "fault": fault, "params": params, "count": count}
+        httpx.post(f"{self.sandbox}/_control/faults", json=order).raise_for_status()
+
+    def reset(self) -> None:
+        httpx.post(f"{self.sandbox}/_control/reset").raise_for_status()
+
+    def post(self, path: str, body: Any = None, *, key: str | None = KEY, **more: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {key}"} if key is not None else {}
+        headers |= more.pop("headers", {})
+        if body is not None:
+            more["json"] = body
+        return httpx.post(self.base + path, headers=headers, timeout=60.0, **more)

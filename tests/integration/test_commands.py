@@ -1,0 +1,121 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.process import RouterProcess
+
+ROOT = Path(__file__).parents[2]
+
+
+def pixelroute(*args: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "router", *args],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "sandbox", "check", "quote", "report"])
+def test_every_command_explains_itself(command):
+    assert command in pixelroute("--help").stdout
+    answer = pixelroute(command, "--help")
+    assert answer.returncode == 0
+    assert "Usage: pixelroute" in answer.stdout
+
+
+def test_serve_without_any_key_says_so_and_names_the_sandbox():
+    answer = pixelroute("serve")
+    assert answer.returncode == 2
+    assert "FAL_KEY is not set" in answer.stderr
+    assert "--sandbox" in answer.stderr
+
+
+def test_serve_beyond_loopback_needs_a_client_key():
+    answer = pixelroute("serve", "--sandbox", "--host", "0.0.0.0", "--port", "0")
+    assert answer.returncode == 2
+    assert "PIXELROUTE_API_KEY" in answer.stderr
+
+
+def test_serve_names_every_problem_of_a_broken_file(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("routing: {policy: wild}\nlimits: {body_bytes: 1}\n")
+    answer = pixelroute("serve", "--config", str(broken))
+    assert answer.returncode == 2
+    assert f"{broken}: routing.policy" in answer.stderr
+    assert f"{broken}: limits.body_bytes" in answer.stderr
+
+
+def test_check_is_content_with_what_is_shipped():
+    answer = pixelroute("check", env={"FAL_KEY": "x:y"})
+    assert answer.returncode == 0, answer.stderr
+    assert "no problems" in answer.stdout
+    assert "OPENAI_API_KEY is not set" in answer.stdout
+
+
+def test_check_finds_a_model_without_a_price(tmp_path):
+    unpriced = tmp_path / "unpriced.yaml"
+    unpriced.write_text("providers: {fal: {}}\nmodels: {dream: {targets: {fal: {generate: fal-ai/does-not-exist}}}}\n")
+    answer = pixelroute("check", "--config", str(unpriced))
+    assert answer.returncode == 1
+    assert "models.dream.targets.fal.generate" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "fal"),
+    [
+        (["--size", "512x512"], "0.008"),
+        (["--size", "1920x1080"], "0.016"),
+        (["--size", "2048x2048"], "0.032"),
+        (["--size", "1024x1024", "--input", "512x512"], "0.016"),
+        (["--size", "1449x1448", "-n", "2"], "0.048"),
+    ],
+)
+def test_quote_gives_the_published_prices(args, fal):
+    answer = pixelroute("quote", "flux.2-dev-turbo", *args, "--json")
+    assert answer.returncode == 0, answer.stderr
+    quoted = {candidate["target"]: candidate.get("total_cost") for candidate in json.loads(answer.stdout)["candidates"]}
+    assert quoted["fal/flux.2-dev-turbo"] == fal
+
+
+def test_quote_refuses_what_nobody_can_make():
+    answer = pixelroute("quote", "flux.2-dev-turbo", "--size", "9000x9000")
+    assert answer.returncode == 1
+    assert "9000x9000" in answer.stderr
+
+
+def test_reports_agree_in_every_form(router: RouterProcess):
+    router.post("/v1/images/generations", {"model": "gpu-fast/flux.2-dev-turbo", "prompt": "a lake"})
+    env = {"PIXELROUTE_LEDGER": router.ledger_url}
+    as_json = json.loads(pixelroute("report", "--format", "json", env=env).stdout)
+    as_csv = list(csv.DictReader(io.StringIO(pixelroute("report", "--format", "csv", env=env).stdout)))
+    assert [row["cost"] for row in as_csv] == [row["cost"] for row in as_json]
+    table = pixelroute("report", env=env).stdout
+    for row in as_json:
+        assert row["provider"] in table
+        assert row["cost"] in table
+    for by in ("model", "key", "team", "project", "day", "target", "operation", "tag:tier"):
+        rows = json.loads(pixelroute("report", "--by", by, "--format", "json", env=env).stdout)
+        assert sum(row["attempts"] for row in rows) == sum(row["attempts"] for row in as_json)
+    assert pixelroute("report", "--by", "colour", env=env).returncode == 2
+
+
+def test_the_demo_does_what_it_says(tmp_path):
+    answer = pixelroute("demo", "--once", "--pictures", str(tmp_path / "pictures"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    for name in ("mountain.png", "mountain-starry.png", "typewriter-four-4.png", "typewriter-combined.png"):
+        assert (tmp_path / "pictures" / name).is_file()
+    for word in ("provider", "why", "cost", "identical yes", "What it cost", "/console", "/metrics", "/docs"):
+        assert word in answer.stdout
