@@ -1,4 +1,4 @@
-"""The seed requests through the real OpenAI client against a real router, and the money compared with the provider's."""
+"""The seed requests through the real OpenAI client and a real router; the money compared with the provider's."""
 
 from __future__ import annotations
 

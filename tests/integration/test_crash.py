@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -37,10 +38,8 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
 
 def in_background(router: RouterProcess, model: str) -> threading.Thread:
     def send() -> None:
-        try:
+        with contextlib.suppress(httpx.TransportError):  # the router dies
             router.post(GENERATE, {"model": model, "prompt": "a lake"})
-        except httpx.TransportError:
-            pass  # the router dies
 
     thread = threading.Thread(target=send)
     thread.start()
