@@ -35,6 +35,7 @@ MIB = 1024 * 1024
 CONNECT_S = 5.0  # for DNS, TCP and TLS together; within the attempt's deadline
 POLL_READ_S = 30.0  # a question about a job that is silent for so long is asked again
 MAX_REDIRECTS = 5
+INFLATE_BYTES = 256 * 1024  # decoded at once
 RETRY_DELAYS_S = (0.25, 0.75, 2.0)  # before each repetition of a GET that failed in passing
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})  # 500 is a job's own failure at some providers
 USER_AGENT = f"pixelroute/{__version__}".encode()
@@ -79,7 +80,7 @@ class Transport:
         *,
         guarded: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
-        max_response_bytes: int = 64 * MIB,
+        max_response_bytes: int = 48 * MIB,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._http = http
@@ -99,13 +100,15 @@ class Transport:
         on_job: Callable[[Job], Awaitable[None]] | None = None,
         on_partial: Callable[[Partial], Awaitable[None]] | None = None,
         resumed: bool = False,
+        max_bytes: int | None = None,
     ) -> Ran:
         """Drive a flow to its result.
 
         ``resumed``: the flow goes on with a job submitted earlier, so the provider may charge whatever happens now.
+        ``max_bytes``: bound on each answer, where several pictures need more than the transport's own.
         Raises ProviderError with ``latency_s``, ``ttfb_s`` and ``sent_billable`` set. Cancellation passes through.
         """
-        attempt = _Attempt(self, provider, auth, self._clock(), resumed)
+        attempt = _Attempt(self, provider, auth, max_bytes or self._max_response_bytes, resumed)
         try:
             with closing(flow):
                 async with asyncio.timeout(timeout_s) as deadline:
@@ -127,7 +130,7 @@ class Transport:
 
     async def call(self, call: Call, provider: Provider, auth: Auth, *, timeout_s: float) -> httpx.Response:
         """One exchange by itself, such as a cancellation. Raises ProviderError like ``run``."""
-        attempt = _Attempt(self, provider, auth, self._clock(), False)
+        attempt = _Attempt(self, provider, auth, self._max_response_bytes)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 return await attempt.exchange(call)
@@ -262,8 +265,10 @@ class Transport:
 class _Attempt:
     """One flow being driven: what has been sent, what came back, what is open."""
 
-    def __init__(self, transport: Transport, provider: Provider, auth: Auth, started: float, resumed: bool) -> None:
-        self.started = started
+    def __init__(
+        self, transport: Transport, provider: Provider, auth: Auth, max_bytes: int, resumed: bool = False
+    ) -> None:
+        self.started = transport._clock()
         self.ttfb_s: float | None = None
         self.sent_billable = resumed
         self.request_id: str | None = None
@@ -271,6 +276,7 @@ class _Attempt:
         self._transport = transport
         self._provider = provider
         self._auth = auth
+        self._max_bytes = max_bytes
         self._reader: AsyncGenerator[bytes, None] | None = None
         self._streaming: httpx.Response | None = None
 
@@ -342,10 +348,10 @@ class _Attempt:
         response.request = call.request
         if call.stream:
             self._streaming = response
-            self._reader = body(response, transport._max_response_bytes)
+            self._reader = body(response, self._max_bytes)
             return response
         try:
-            whole = await transport.read(response, transport._max_response_bytes)
+            whole = await transport.read(response, self._max_bytes)
         finally:
             await response.aclose()
         whole.request = call.request
@@ -489,17 +495,22 @@ async def body(response: httpx.Response, most: int) -> AsyncGenerator[bytes, Non
         if inflate is None:
             yield chunk
             continue
-        try:
-            piece = inflate.decompress(chunk, most - made + 1)
-        except zlib.error as error:
-            raise httpx.DecodingError("the answer's compression is broken") from error
-        made += len(piece)
-        if made > most:
-            raise _TooLarge(most)
-        if piece:
-            yield piece
-    if inflate is not None and not inflate.eof:
-        raise httpx.DecodingError("the answer's compression is incomplete")
+        while chunk:  # in small steps: a bomb is noticed before it has gone off
+            try:
+                piece = inflate.decompress(chunk, INFLATE_BYTES)
+            except zlib.error as error:
+                raise httpx.DecodingError("the answer's compression is broken") from error
+            chunk = inflate.unconsumed_tail
+            made += len(piece)
+            if made > most:
+                raise _TooLarge(most)
+            if piece:
+                yield piece
+    if inflate is not None:
+        if rest := inflate.flush():
+            yield rest
+        if not inflate.eof:
+            raise httpx.DecodingError("the answer's compression is incomplete")
 
 
 def _seconds(value: str | None) -> float:
