@@ -103,11 +103,6 @@ def amount(value: object) -> Decimal | None:
     return number if number.is_finite() and 0 <= number < 10**12 else None
 
 
-def seconds(value: object) -> float | None:
-    number = amount(value)
-    return None if number is None else float(number)
-
-
 def size(width: object, height: object) -> ImageSize | None:
     if isinstance(width, int) and isinstance(height, int) and 0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE:
         return ImageSize(int(width), int(height))
@@ -198,9 +193,8 @@ def linked(value: object, *, size: ImageSize | None = None, format: str | None =
         if not head.endswith(";base64"):
             return None
         return inlined(data, size=size, format=media_format(head[5:-7]) or format)
-    if len(value) > 8192 or _LINK.fullmatch(value) is None:
-        return None
-    return GeneratedImage(url=value, size=size, format=format)
+    url = address(value)
+    return None if url is None else GeneratedImage(url=url, size=size, format=format)
 
 
 def inlined(
@@ -223,9 +217,15 @@ def inlined(
     return GeneratedImage(b64=value, size=size, format=format, revised_prompt=revised_prompt)
 
 
+def address(value: object) -> str | None:
+    """The text of a URL from an answer, else None."""
+    return value if isinstance(value, str) and len(value) <= 8192 and _LINK.fullmatch(value) else None
+
+
 def link(value: object) -> httpx.URL | None:
     """A URL from an answer, for a follow-up call. Whether its host is trusted with the key is the transport's part."""
-    if not isinstance(value, str) or len(value) > 8192 or _LINK.fullmatch(value) is None:
+    value = address(value)
+    if value is None:
         return None
     try:
         return httpx.URL(value)

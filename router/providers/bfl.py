@@ -71,8 +71,8 @@ class BFL(Hosted):
         if job_id is None:
             raise answers.failure(response, ErrorKind.NO_ANSWER, billed=Billed.MAYBE)
         # The job lives in one region: asked elsewhere it is "not found". So the address is used as it came.
-        asked = answers.link(ticket.get("polling_url"))
-        state = {"polling_url": str(asked) if asked else f"{self.base['api']}/get_result?id={job_id}"}
+        asked = answers.address(ticket.get("polling_url"))
+        state = {"polling_url": asked or f"{self.base['api']}/get_result?id={job_id}"}
         cost = answers.amount(ticket.get("cost"))
         if cost is not None:
             state["credits"] = str(cost)  # the money is named once, here: kept for a flow that resumes the job

@@ -2,8 +2,8 @@
 
 Option names follow one rule in all adapters. ``target.options`` go out with every call, except the names the adapter
 lists in ``settings``, which steer the adapter. A client's ``extra`` fields win over them, but never over the fields the
-adapter writes itself. ``parameters`` (a setting of every adapter) maps the extra fields a model knows to the provider's
-names for them; where it is given, other extra fields are dropped with a warning.
+adapter writes itself. ``parameters`` (a setting of every adapter) lists the extra fields a model knows, or maps
+them to the provider's names for them; where it is given, other extra fields are dropped with a warning.
 """
 
 from __future__ import annotations
@@ -70,11 +70,14 @@ def offered(
     if not request.extra:
         return fields
     known = target.options.get("parameters")
+    names = (
+        known if isinstance(known, Mapping) else {name: name for name in (request.extra if known is None else known)}
+    )
     for name, value in request.extra.items():
         if value is None:
             continue
-        theirs = (known.get(name) if isinstance(known, Mapping) else name) if name not in settings else None
-        if not isinstance(theirs, str) or theirs in reserved or theirs in _NEVER:
+        theirs = names.get(name)
+        if not isinstance(theirs, str) or theirs in settings or theirs in reserved or theirs in _NEVER:
             warnings.append(dropped(name))
         else:
             fields[theirs] = value
@@ -203,7 +206,7 @@ class JsonBody:
     """
 
     def __init__(self) -> None:
-        self._mark = secrets.token_hex(12)
+        self._mark = ""
         self._pictures: list[tuple[bytes, bytes]] = []
 
     def base64(self, image: InputImage) -> str:
@@ -213,6 +216,7 @@ class JsonBody:
         return self._place(b"data:%b;base64," % image.media_type.encode(), image)
 
     def _place(self, prefix: bytes, image: InputImage) -> str:
+        self._mark = self._mark or secrets.token_hex(12)
         self._pictures.append((prefix, image.data))
         return f"{self._mark}{len(self._pictures) - 1:03d}"
 

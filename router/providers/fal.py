@@ -139,10 +139,7 @@ class Fal(Hosted):
         # The paths of a job drop all but owner and app of the endpoint id, so the ticket's own URLs are preferred.
         base = f"{self.base['queue']}/{_app(model)}/requests/{job_id}"
         state = {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
-        for name in state:
-            if answers.link(ticket.get(name)) is not None:
-                state[name] = ticket[name]
-        return Job(job_id, state)
+        return Job(job_id, {name: answers.address(ticket.get(name)) or built for name, built in state.items()})
 
     def _await(self, job: Job, request: ImageRequest | None, warnings: list[Warn]) -> Flow:
         status_url, response_url = (answers.link(job.state.get(name)) for name in ("status_url", "response_url"))

@@ -94,7 +94,7 @@ class Google(Hosted):
 def _picture(request: ImageRequest, target: Target, options: dict[str, Any], warnings: list[Warn]) -> dict[str, str]:
     """``imageConfig``: ratio and tier from the client's own words, else from the size."""
     ratio, tier = options.pop("aspect_ratio", None), options.pop("resolution", None)
-    tiers = tuple(target.options.get("tiers", ("1K",)))
+    tiers = tuple(word for word in target.options.get("tiers", ()) if word in _TIERS) or ("1K",)
     size = sizes.wanted(request, target)
     if size is not None and (ratio is None or tier is None):
         made = sizes.nearest_size(size, tuple(_scaled(shape, name) for shape in _AT_1K.values() for name in tiers))

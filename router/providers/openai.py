@@ -46,11 +46,12 @@ _ACCOUNT = frozenset(
 
 class OpenAI(Hosted):
     """Settings: ``size_as`` size (default), width_height, aspect_ratio or none; ``edit_as`` multipart (default) or
-    json (xAI: pictures as objects); ``image_part`` the name of each part when there are several pictures.
+    json (xAI: pictures as objects); ``image_part`` the name of each part when there are several pictures; ``omit``
+    fields that the host rejects, a list.
     """
 
     urls: ClassVar[Mapping[str, str]] = {"api": "https://api.openai.com/v1"}
-    settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS | {"size_as", "edit_as", "image_part"}
+    settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS | {"size_as", "edit_as", "image_part", "omit"}
 
     def run(self, request: ImageRequest, target: Target) -> Flow:
         warnings: list[Warn] = []
@@ -62,9 +63,9 @@ class OpenAI(Hosted):
             call = self._edit(request, target, warnings)
         if _wants_partials(request, target):
             response = yield Call(call, billable=True, stream=True)
-            return (yield from _streamed(response, request, target, warnings))
+            return (yield from _streamed(response, request, warnings))
         response = yield Call(call, billable=True)
-        return _result(response, request, target, warnings)
+        return _result(response, request, warnings)
 
     def _fields(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> dict[str, Any]:
         model = bodies.model_id(request, target)
@@ -104,9 +105,12 @@ class OpenAI(Hosted):
                 fields["input_fidelity"] = request.input_fidelity
         if request.seed is not None and not gpt:
             honoured.append("seed")
-            fields["seed"] = request.seed  # no field of OpenAI's, but LocalAI, vLLM and Ark have it
+            fields["seed"] = request.seed  # no field of OpenAI's, but LocalAI, vLLM and Ark have it; xAI rejects it
         if _wants_partials(request, target):
             fields |= {"stream": True, "partial_images": request.partial_images}
+        for name in target.options.get("omit", ()):
+            if fields.pop(name, None) is not None and name in honoured:
+                honoured.remove(name)
         bodies.warn_unsupported(request, warnings, *honoured)
         return fields
 
@@ -142,11 +146,11 @@ def _wants_partials(request: ImageRequest, target: Target) -> bool:
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-def _result(response: httpx.Response, request: ImageRequest, target: Target, warnings: list[Warn]) -> ImageResult:
+def _result(response: httpx.Response, request: ImageRequest, warnings: list[Warn]) -> ImageResult:
     if not response.is_success:
         raise _failure(response)
     answer, pictures = answers.parse_lifted(response, b"b64_json")
-    return _read(response, answer, answers.items(answer.get("data")), pictures, request, target, warnings)
+    return _read(response, answer, answers.items(answer.get("data")), pictures, request, warnings)
 
 
 def _read(
@@ -155,7 +159,6 @@ def _read(
     data: list[Any],
     pictures: list[bytes],
     request: ImageRequest,
-    target: Target,
     warnings: list[Warn],
 ) -> ImageResult:
     format = answers.media_format(answer.get("output_format"))
@@ -226,9 +229,9 @@ def _reported(answer: Mapping[str, Any], usage: Mapping[str, Any]) -> Reported |
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-def _streamed(response: httpx.Response, request: ImageRequest, target: Target, warnings: list[Warn]) -> Flow:
+def _streamed(response: httpx.Response, request: ImageRequest, warnings: list[Warn]) -> Flow:
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        return _result((yield from events.read_all(response)), request, target, warnings)
+        return _result((yield from events.read_all(response)), request, warnings)
     if not response.is_success:
         raise _failure((yield from events.read_all(response)))
     reader = events.EventReader()
@@ -249,7 +252,7 @@ def _streamed(response: httpx.Response, request: ImageRequest, target: Target, w
                 if image is not None:
                     yield Partial(image, answers.count(event.get("partial_image_index")))
             elif kind.endswith(".completed"):
-                return _read(response, event, [event], pictures, request, target, warnings)
+                return _read(response, event, [event], pictures, request, warnings)
     raise answers.failure(response, ErrorKind.NO_ANSWER, billed=Billed.MAYBE)
 
 
@@ -289,7 +292,7 @@ def _failure(response: httpx.Response) -> ProviderError:
     error = answers.mapping(body.get("error"))
     code = _code(body)
     kind = answers.kind_of(response)
-    if code in _REFUSALS:
+    if code in _REFUSALS or (code is not None and "content moderation" in code.lower()):  # xAI's codes are sentences
         kind = ErrorKind.REFUSED
     elif code in _ACCOUNT or answers.text(error.get("type")) in _ACCOUNT:
         kind = ErrorKind.AUTH

@@ -111,8 +111,8 @@ class Replicate(Hosted):
             raise answers.failure(response, ErrorKind.NO_ANSWER, billed=Billed.MAYBE)
         urls = answers.mapping(prediction.get("urls"))
         base = f"{self.base['api']}/predictions/{job_id}"
-        get, cancel = answers.link(urls.get("get")), answers.link(urls.get("cancel"))
-        return Job(job_id, {"get_url": str(get or base), "cancel_url": str(cancel or f"{base}/cancel")})
+        get, cancel = answers.address(urls.get("get")), answers.address(urls.get("cancel"))
+        return Job(job_id, {"get_url": get or base, "cancel_url": cancel or f"{base}/cancel"})
 
     def _await(self, job: Job, request: ImageRequest | None, warnings: list[Warn]) -> Flow:
         url = answers.link(job.state.get("get_url"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from math import log
 from typing import Any
@@ -85,11 +85,3 @@ def aspect_ratio(size: ImageSize, ratios: Iterable[str], warnings: list[Warn]) -
     if not is_ratio(size, ratio):
         warnings.append(approximated(size, ratio))
     return ratio
-
-
-def table_entry(size: ImageSize, table: Mapping[ImageSize, str], warnings: list[Warn]) -> str:
-    """The provider's word for the nearest of the sizes it makes, with a warning where it is another."""
-    made = nearest_size(size, tuple(table))
-    if made != size:
-        warnings.append(approximated(size, str(made)))
-    return table[made]

@@ -23,11 +23,11 @@ _LARGEST_SEED = 4_294_967_294
 
 
 class Stability(Hosted):
-    """The endpoint is a path below ``v2beta``: ``stable-image/generate/core``. With a source picture the call is
+    """The endpoint is a path below ``v2beta/stable-image``: ``generate/core``. With a source picture the call is
     image-to-image, which sd3 (whose options name its ``model``) and ultra have; ``strength`` is theirs.
     """
 
-    urls: ClassVar[Mapping[str, str]] = {"api": "https://api.stability.ai/v2beta"}
+    urls: ClassVar[Mapping[str, str]] = {"api": "https://api.stability.ai"}
     settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS
 
     def run(self, request: ImageRequest, target: Target) -> Flow:
@@ -50,7 +50,7 @@ class Stability(Hosted):
             form.text(name, value)
         for image in images:
             form.file("image", image)
-        url = bodies.endpoint(f"{self.base['api']}/{path}")
+        url = bodies.endpoint(f"{self.base['api']}/v2beta/stable-image/{path}")
         response = yield Call(bodies.post(url, form.dump(), form.headers), billable=True)
         return _result(response, request, format, warnings)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -27,7 +28,7 @@ ENDPOINTS = {
     "openai": "gpt-image-2",
     "replicate": "black-forest-labs/flux-schnell",
     "runware": "runware:101@1",
-    "stability": "stable-image/generate/sd3",
+    "stability": "generate/sd3",
     "together": "black-forest-labs/FLUX.2-dev",
 }
 COUNTS = {  # where n stands in a call; the others make one picture per call
@@ -154,8 +155,9 @@ def test_a_client_cannot_raise_the_count_or_choose_model_or_callback(name):
 
 
 def _flat(value: Any) -> dict[str, Any]:
-    value = value[0] if isinstance(value, list) else value
-    return value.get("input", value)
+    outer: dict[str, Any] = value[0] if isinstance(value, list) else value
+    inner: dict[str, Any] = outer.get("input", outer)
+    return inner
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -328,9 +330,63 @@ def ending(flow: Flow, answers: list[httpx.Response]) -> ImageResult | ProviderE
     return None
 
 
+AWKWARD: list[Any] = [None, True, 0, -1, 2**80, 1e300, "", "x", "\u2028", [], [[]], {}, {"a": []}, [{"error": {}}]]
+
+
+def paths(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The way to every part of a JSON value."""
+    yield ()
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from ((key, *rest) for rest in paths(part))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_of_every_answer_may_be_something_else(name):
+    good = answers_of(name)
+    for index, answer in enumerate(good):
+        body = orjson.loads(answer.content)
+        for path in paths(body):
+            for new in AWKWARD:
+                if new == 2**80:
+                    spoilt = reply(json.dumps(replaced(body, path, new)).encode(), answer.status_code)
+                else:
+                    spoilt = reply(replaced(body, path, new), answer.status_code)
+                end = ending(
+                    adapter(name).run(image_request(), where(name)), [*good[:index], spoilt, *good[index + 1 :]]
+                )
+                assert end is None or isinstance(end, ImageResult | ProviderError), (path, new)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_part_of_an_error_may_be_something_else(name):
+    body = {
+        "error": {"message": "x", "type": "y", "code": "z", "param": "size", "status": "INTERNAL", "details": [{}]},
+        "errors": [{"code": "a", "message": "b", "parameter": "width"}],
+        "detail": [{"loc": ["body", "width"], "msg": "c", "type": "d"}],
+        "invalid_fields": [{"field": "input.x"}],
+        "name": "bad_request",
+        "code": "e",
+        "message": "f",
+    }
+    for path in paths(body):
+        for new in AWKWARD:
+            content = json.dumps(replaced(body, path, new)).encode()
+            for status in (400, 422, 503):
+                failure = play(adapter(name).run(image_request(), where(name)), reply(content, status)).failure()
+                assert failure.message.isprintable(), (path, new)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_spoilt_answers_end_in_a_result_or_a_provider_error(name):
-    @settings(max_examples=120, deadline=None, derandomize=True)
+    @settings(max_examples=50, deadline=None, derandomize=True)
     @given(answers=broken(name))
     def check(answers):
         end = ending(adapter(name).run(image_request(), where(name)), answers)

@@ -148,6 +148,8 @@ def test_unknown_fields_pass_but_not_those_that_decide_cost_or_place():
 
 
 def test_declared_parameters_are_renamed_and_others_dropped():
+    listed = image_request(extra={"steps": 4, "sampler": "x"})
+    assert play(OPENAI.run(listed, host(options={"parameters": ["steps"]})), generated()).sent()["steps"] == 4
     options = {"parameters": {"steps": "num_inference_steps"}}
     played = play(OPENAI.run(image_request(extra={"steps": 4, "sampler": "x"}), host(options=options)), generated())
     assert played.sent()["num_inference_steps"] == 4
@@ -232,6 +234,13 @@ def test_json_edit_for_hosts_without_multipart():
     assert played.result.images[0].url == "https://imgen.x.ai/xai-1.jpeg"
     two = play(OPENAI.run(edit_request(images=(PNG, PNG)), xai), documented("openai/xai"))
     assert len(two.sent()["images"]) == 2
+
+
+def test_fields_that_a_host_rejects_are_left_out():
+    where = host(options={"omit": ["seed", "style", "user"]})
+    played = play(OPENAI.run(image_request(seed=1, style="vivid", user="u"), where), generated())
+    assert not {"seed", "style", "user", "omit"} & played.sent().keys()
+    assert {warning.param for warning in played.result.warnings} == {"seed", "style"}
 
 
 def test_mask_is_refused_where_it_would_be_ignored():
@@ -359,6 +368,8 @@ ERRORS = [
     # xAI's other shapes
     (400, {"code": "Client specified an invalid argument", "error": "Argument not supported: size"},
      ErrorKind.BAD_REQUEST, Billed.NO, "Client specified an invalid argument", None),
+    (400, {"code": "Content violates usage guidelines (content moderation)", "error": "x"}, ErrorKind.REFUSED, None,
+     "Content violates usage guidelines (content moderation)", None),
     (403, {"error": "no"}, ErrorKind.AUTH, Billed.NO, None, None),
     # Ark
     (400, error("InputTextSensitiveContentDetected", "BadRequest"), ErrorKind.REFUSED, None,

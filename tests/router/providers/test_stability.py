@@ -9,7 +9,7 @@ from tests.helpers import PNG, documented, edit_request, image_request, play, re
 ADAPTER = Stability({})
 
 
-def model(path="stable-image/generate/core", **changes):
+def model(path="generate/core", **changes):
     values = {"endpoints": dict.fromkeys(Operation, path), "max_images": 1, "max_inputs": 1}
     return target("stability", "m", **(values | changes))
 
@@ -30,7 +30,7 @@ def test_generation_is_multipart_without_a_file():
 
 
 def test_image_to_image():
-    sd3 = model("stable-image/generate/sd3", options={"model": "sd3.5-large", "strength": 0.7})
+    sd3 = model("generate/sd3", options={"model": "sd3.5-large", "strength": 0.7})
     body = play(ADAPTER.run(edit_request(), sd3), documented("stability/generated")).calls[0].request.read()
     assert b'name="mode"\r\n\r\nimage-to-image\r\n' in body
     assert b'name="model"\r\n\r\nsd3.5-large\r\n' in body
