@@ -433,3 +433,17 @@ def test_spoilt_streams_end_in_a_result_or_a_provider_error():
         assert end.message if isinstance(end, ProviderError) else end.images
 
     check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_providers_without_jobs_say_so(name):
+    jobs = play(adapter(name).run(image_request(), where(name)), *answers_of(name)).jobs
+    if jobs:
+        call = adapter(name).cancel(jobs[0])
+        assert call is None or (not call.billable and call.request.method in ("PUT", "POST"))
+    else:
+        job = Job("x", {})
+        assert adapter(name).cancel(job) is None
+        if name != "runware":  # whose jobs are a matter of its settings
+            failure = play(adapter(name).resume(job, None, where(name))).failure()
+            assert failure.kind is ErrorKind.NO_ANSWER
