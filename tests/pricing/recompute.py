@@ -5,6 +5,7 @@ It follows pricing/README.md, not the code, so that one misreading cannot hide i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction as F
 from math import ceil, floor
 from pathlib import Path
@@ -46,10 +47,19 @@ def nanos(
     return total
 
 
-def _amounts(part, outputs, inputs, words, tokens, steps, seconds, requests):
+def _amounts(
+    part: dict[str, Any],
+    outputs: list[tuple[int, int]],
+    inputs: list[tuple[int, int]],
+    words: dict[str, str],
+    tokens: dict[str, int],
+    steps: int | None,
+    seconds: str | None,
+    requests: int,
+) -> Iterator[int]:
     metric = part["metric"]
     if metric in ("request", "second", "token"):
-        quantity = {"request": F(requests), "second": F(seconds or 0)}.get(metric)
+        quantity = F(requests) if metric == "request" else F(seconds or 0)
         if metric == "token":
             quantity = F(tokens.get(part["token"], 0), int(part["per"]))
         yield _money(quantity * F(part["unit_price"]))
@@ -68,7 +78,7 @@ def _amounts(part, outputs, inputs, words, tokens, steps, seconds, requests):
         yield _money(units * price)
 
 
-def _units(part, width, height) -> F:
+def _units(part: dict[str, Any], width: int, height: int) -> F:
     metric = part["metric"]
     if metric in ("image", "step"):
         return F(1)
@@ -90,7 +100,7 @@ def _units(part, width, height) -> F:
     return max(F(0), units - F(part.get("above", 0)))
 
 
-def _unit_price(part, words, width, height) -> F:
+def _unit_price(part: dict[str, Any], words: dict[str, str], width: int, height: int) -> F:
     if "rates" not in part:
         return F(part["unit_price"])
     for row in part["rates"]:

@@ -85,7 +85,7 @@ def test_equal_reports_keep_the_components() -> None:
     differing = settle(TURBO, replace(usage, reported=reported("3", "unit"))).charge
     [item] = differing.items
     assert (item.label, item.metric, item.quantity, item.unit_price) == (
-        "as reported by the provider", "unit", 3, Decimal("0.008"),
+        "as reported by the provider", "unit", Decimal(3), Decimal("0.008"),
     )  # fmt: skip
 
 
