@@ -1,5 +1,6 @@
 """Money, kept: a durable, append-only record of every upstream call that may be billed. See README.md here."""
 
+from router.ledger.audit import Audit, backup, verify
 from router.ledger.database import LedgerError, LedgerRefused, ledger_path
 from router.ledger.entry import (
     Adjustment,
@@ -18,6 +19,7 @@ from router.ledger.store import Ledger
 
 __all__ = [
     "Adjustment",
+    "Audit",
     "JobNote",
     "Ledger",
     "LedgerError",
@@ -28,8 +30,10 @@ __all__ = [
     "Settlement",
     "State",
     "Unresolved",
+    "backup",
     "expected_as_dict",
     "ledger_path",
     "usage_as_dict",
     "usage_from_dict",
+    "verify",
 ]

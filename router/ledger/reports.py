@@ -227,13 +227,14 @@ class Reports:
 
     def usages(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[SettledUsage]:
         """Settled attempts opened in [since, until) in the ledger's order, for rating them again."""
-        for attempt, entry in self._settled("kind = 'settled'", since, until):
+        for attempt, entry in self._outcomes("e.kind = 'settled'", since, until):
             settled = rows.settlement(entry, attempt["id"])
             yield SettledUsage(rows.opening(attempt), settled, usage_from_dict(settled.usage))
 
     def samples(self, since: datetime | None = None) -> Iterator[Sample]:
-        """Finished attempts opened since then, in the ledger's order; without those that a crash cut off."""
-        for attempt, entry in self._settled("evidence = 'response'", since, None):
+        """Attempts opened since then whose end was seen, in the ledger's order: not those that a crash cut off."""
+        seen = "e.evidence = 'response' AND e.kind IN ('settled', 'void', 'unknown')"
+        for attempt, entry in self._outcomes(seen, since, None):
             images, pixels = entry["images"], entry["output_pixels"]
             if not images:
                 size = orjson.loads(attempt["expected"]).get("size")
@@ -285,9 +286,7 @@ class Reports:
                 for job in self._named("job", "attempt = :seq ORDER BY seq", here)
             )
             entries = tuple(
-                _entry(entry, attempt["id"])
-                for kinds in _KINDS
-                for entry in self._named("entry", f"attempt = :seq AND {kinds} ORDER BY seq", here)
+                _entry(entry, attempt["id"]) for entry in self._named("entry", "attempt = :seq ORDER BY seq", here)
             )
             records.append(AttemptRecord(rows.opening(attempt), State(state), currency, cost, unsettled, jobs, entries))
         return records
@@ -297,19 +296,24 @@ class Reports:
         found = self._db.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE {condition}", binding)  # noqa: S608
         return (dict(zip(columns, row, strict=True)) for row in found)
 
-    def _settled(
+    def _outcomes(
         self, condition: str, since: datetime | None, until: datetime | None
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Attempt and resolving entry, page by page; each page in a transaction of its own."""
+        """Attempts in the ledger's order, each with the one entry that meets the condition, page by page."""
         attempts, entries = rows.TABLES["attempt"], rows.TABLES["entry"]
         columns = [*(f"a.{column}" for column in attempts), *(f"e.{column}" for column in entries)]
+        # The unary plus keeps the walk on seq: by time, every page would sort all that is left.
         statement = f"""
             SELECT {", ".join(columns)} FROM attempt a JOIN entry e ON e.attempt = a.seq
-            WHERE a.seq > :after AND a.opened_at >= :since AND a.opened_at < :until
-              AND e.kind IN ('settled', 'void') AND {condition}
+            WHERE a.seq > :after AND +a.opened_at >= :since AND +a.opened_at < :until AND {condition}
             ORDER BY a.seq LIMIT {PAGE}
             """  # noqa: S608
-        binding: dict[str, Any] = _period(since, until) | {"after": 0}
+        binding: dict[str, Any] = _period(since, until)
+        with self._lock:
+            first = self._db.execute("SELECT min(seq) FROM attempt WHERE opened_at >= :since", binding).get
+        if first is None:
+            return
+        binding["after"] = first - 1
         while True:
             with self._lock:
                 page = self._db.execute(statement, binding).fetchall()
@@ -319,10 +323,6 @@ class Reports:
             if len(page) < PAGE:
                 return
             binding["after"] = page[-1][0]
-
-
-# In the order in which they can follow each other, and in the very words of the partial indexes.
-_KINDS = ("kind = 'unknown'", "kind = 'released'", "kind IN ('settled', 'void')", "kind = 'adjusted'")
 
 
 def _entry(row: Mapping[str, Any], attempt_id: str) -> EntryRecord:

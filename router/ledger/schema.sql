@@ -81,11 +81,12 @@ CREATE TABLE entry (
   reason              TEXT,                  -- and why
   hash                BLOB NOT NULL
 ) STRICT;
--- An attempt is resolved once, and may be unknown once before that: the database itself refuses a second time.
-CREATE UNIQUE INDEX entry_resolved ON entry (attempt) WHERE kind IN ('settled', 'void');
-CREATE UNIQUE INDEX entry_unknown ON entry (attempt) WHERE kind = 'unknown';
-CREATE UNIQUE INDEX entry_released ON entry (attempt) WHERE kind = 'released';
-CREATE INDEX entry_adjusted ON entry (attempt) WHERE kind = 'adjusted';
+-- An attempt is resolved once, and may be unknown and released once before that: the database itself refuses a second
+-- time. Adjustments are many.
+CREATE UNIQUE INDEX entry_once ON entry (
+  attempt, CASE kind WHEN 'settled' THEN 1 WHEN 'void' THEN 1 WHEN 'unknown' THEN 2 WHEN 'released' THEN 3 ELSE -seq END
+);
+CREATE INDEX entry_unknown ON entry (attempt) WHERE kind = 'unknown';
 
 -- The life of the writer. No attempt before a start or stop is open: it has at least an unknown entry.
 CREATE TABLE mark (
@@ -148,11 +149,12 @@ BEGIN SELECT raise(ABORT, 'this is in the ledger already'); END;
 CREATE TRIGGER job_replace BEFORE INSERT ON job WHEN EXISTS (SELECT 1 FROM job WHERE seq = NEW.seq)
 BEGIN SELECT raise(ABORT, 'this is in the ledger already'); END;
 CREATE TRIGGER entry_replace BEFORE INSERT ON entry
-WHEN EXISTS (SELECT 1 FROM entry WHERE seq = NEW.seq)
-  OR (NEW.kind IN ('settled', 'void')
-      AND EXISTS (SELECT 1 FROM entry WHERE attempt = NEW.attempt AND kind IN ('settled', 'void')))
-  OR (NEW.kind = 'unknown' AND EXISTS (SELECT 1 FROM entry WHERE attempt = NEW.attempt AND kind = 'unknown'))
-  OR (NEW.kind = 'released' AND EXISTS (SELECT 1 FROM entry WHERE attempt = NEW.attempt AND kind = 'released'))
+WHEN EXISTS (
+  SELECT 1 FROM entry WHERE seq = NEW.seq
+  UNION ALL
+  SELECT 1 FROM entry WHERE attempt = NEW.attempt AND NEW.kind <> 'adjusted'
+    AND (kind = NEW.kind OR (kind IN ('settled', 'void') AND NEW.kind IN ('settled', 'void')))
+)
 BEGIN SELECT raise(ABORT, 'this is in the ledger already'); END;
 CREATE TRIGGER mark_replace BEFORE INSERT ON mark WHEN EXISTS (SELECT 1 FROM mark WHERE seq = NEW.seq)
 BEGIN SELECT raise(ABORT, 'this is in the ledger already'); END;

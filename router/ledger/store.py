@@ -201,6 +201,15 @@ class Ledger:
         return set(left)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # a defect: nobody may wait for ever, and no attempt may be opened
+            self._problem = f"its writer failed: {error!r}"
+            raise
+        finally:
+            self._finish()
+
+    def _serve(self) -> None:
         kept: list[_Pending] = []  # what a fault keeps from the disk; never an opening
         give_up_at: float | None = None
         while give_up_at is None or kept:
@@ -211,9 +220,7 @@ class Ledger:
             with suppress(apsw.Error):  # a full disk: the WAL goes on growing, from the reserve if need be
                 self._journal.checkpoint()
             if give_up_at is not None and kept and time.monotonic() >= give_up_at:
-                self._fail(kept, "the ledger was closed before the disk took it")
-                break
-        self._finish()
+                return
 
     def _take(self, timeout_s: float | None) -> tuple[list[_Pending], bool]:
         """Everything that has gathered; waits for something if nothing has. True when the ledger is to close."""
@@ -285,7 +292,15 @@ class Ledger:
             self._journal.close()
         self._lock.release()
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_wake, self._stopped, None)
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        """On the loop, once the writer is gone: whoever still waits, waits for nothing."""
+        self._closing = True
+        for pending in self._pending.values():
+            _wake(pending.done, LedgerError("the ledger was closed before the disk took the record"))
+        self._pending.clear()
+        _wake(self._stopped, None)
 
     def _post(
         self, results: Sequence[tuple[_Pending, LedgerError | None]], count: int, seconds: float, *, ok: bool
