@@ -23,7 +23,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from pricing import MEGAPIXEL, ImageSize, Problem, UnpricedError
+from pricing import MEGAPIXEL, ImageSize, Metered, Price, Problem, UnpricedError
 from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
@@ -35,7 +35,7 @@ from router.errors import RequestError
 from router.events import RequestFinished
 from router.gateway import Clock, Gateway
 from router.ledger import Ledger, Reports, Unresolved
-from router.ledger.reports import CostRow
+from router.ledger.reports import CostRow, SettledUsage
 from router.logs import configure_logs
 from router.mediastore import Directory, MediaStore
 from router.offers import Offers, route
@@ -133,6 +133,21 @@ def quote_offline(
     decision = selector.choose(route(order, settings.weights, settings.limits.request_timeout_s), 0.0)
     chosen = order.offer(decision.target) if decision.target else order.offers[0]
     return booking.dry_run(order, chosen, decision)
+
+
+def metered(usages: Iterable[SettledUsage], settings: Settings) -> Iterator[Metered]:
+    """Ledger rows as ``pricing.diff`` wants them; rows of providers no longer configured keep their book's name."""
+    for row in usages:
+        opening = row.opening
+        provider = settings.providers.get(opening.provider)
+        price = Price.from_snapshot(opening.price) if opening.price else None
+        yield Metered(
+            book=provider.prices if provider else opening.provider,
+            sku=price.sku if price else opening.provider_model,
+            at=opening.opened_at,
+            usage=row.usage,
+            price=price,
+        )
 
 
 # --- a running router -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from pricing import ImageSize, money_text
+from pricing import ImageSize, PricingError, check_price_books, diff, load_price_books, money_text
 from router import __version__
 from router.config import ConfigError, Settings, default_config, load
+from router.ledger import LedgerError, Reports
 from router.ledger.reports import CostRow
 
 # Piped output is not folded at 80 columns: tables and exact amounts stay whole.
@@ -137,6 +138,73 @@ def demo(once: bool, port: int, pictures: Path) -> None:
     sys.exit(run(once=once, port=port, pictures=pictures, console=out))
 
 
+# --- prices -----------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def prices() -> None:
+    """Look after the price books."""
+
+
+books_argument = click.argument("directory", required=False, type=click.Path(file_okay=False, path_type=Path))
+
+
+@prices.command("check")
+@books_argument
+def prices_check(directory: Path | None) -> None:
+    """Lint the price books in DIRECTORY (those shipped, if none is named): sources, units, overlaps, unknown keys."""
+    problems = check_price_books(directory)
+    for problem in problems:
+        color = "red" if problem.severity == "error" else "yellow"
+        err.print(f"[{color}]{problem.severity:8}[/{color}] {problem}", soft_wrap=True)
+    errors = sum(problem.severity == "error" for problem in problems)
+    out.print(f"{errors} errors, {len(problems) - errors} warnings.")
+    sys.exit(1 if errors else 0)
+
+
+@prices.command("diff")
+@config_option
+@ledger_option
+@click.argument("directory", type=click.Path(file_okay=False, exists=True, path_type=Path))
+@click.option("--since", type=click.DateTime(["%Y-%m-%d"]), help="UTC.  [default: 30 days ago]")
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="UTC, exclusive.  [default: now]")
+@click.option("--sandbox", is_flag=True, help="Use the sandbox's ledger.")
+def prices_diff(
+    configs: tuple[Path, ...],
+    ledger: str | None,
+    directory: Path,
+    since: datetime | None,
+    until: datetime | None,
+    sandbox: bool,
+) -> None:
+    """What the price books in DIRECTORY would have changed in the ledger's spending, by price book entry."""
+    from router.app import metered
+
+    settings = settings_from(configs, keyless=True)
+    start, end = _period(since, until)
+    try:
+        new = load_price_books(directory)
+        with Reports(ledger or _ledger_url(configs, sandbox)) as reports:
+            difference = diff(settings.books, new, metered(reports.usages(start, end), settings))
+    except (PricingError, LedgerError, ValueError) as error:
+        err.print(f"[red]cannot compare[/red]  {error}", soft_wrap=True)
+        sys.exit(2)
+    for word, ids in (("added", difference.added), ("removed", difference.removed), ("EDITED", difference.edited)):
+        for price_id in ids:
+            out.print(f"{word:8} {price_id}")
+    table = Table("price book entry", "rows", "booked", "by the new books", "change", "currency", box=None)
+    for effect in difference.effects:
+        table.add_row(
+            f"{effect.book}:{effect.sku}",
+            str(effect.rows),
+            money_text(effect.old_nanos),
+            money_text(effect.new_nanos),
+            ("+" if effect.change_nanos > 0 else "") + money_text(effect.change_nanos),
+            effect.currency,
+        )
+    out.print(table if difference.effects else "Nothing that was bought would have cost anything else.")
+
+
 # --- looking ----------------------------------------------------------------------------------------------------
 
 
@@ -245,14 +313,11 @@ def report(
     sandbox: bool,
 ) -> None:
     """Costs from the ledger: settled, unknown (at their estimate) and paid without delivery, exact to the nano."""
-    from router.ledger import LedgerError, Reports
-
     url = ledger or _ledger_url(configs, sandbox)
-    start = since.replace(tzinfo=UTC) if since else datetime.now(UTC) - timedelta(days=30)
-    end = until.replace(tzinfo=UTC) if until else datetime.now(UTC) + timedelta(seconds=1)
+    start, end = _period(since, until)
     try:
-        rows = Reports(url).costs(by, start, end)
-        open_rows = Reports(url).unsettled()
+        with Reports(url) as reports:
+            rows, open_rows = reports.costs(by, start, end), reports.unsettled()
     except (LedgerError, ValueError) as error:
         err.print(f"[red]cannot report[/red]  {error}", soft_wrap=True)
         sys.exit(2)
@@ -272,11 +337,66 @@ def report(
     sys.stdout.write(text.getvalue())
 
 
+def _period(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    """From and until in UTC; the last 30 days unless told otherwise."""
+    start = since.replace(tzinfo=UTC) if since else datetime.now(UTC) - timedelta(days=30)
+    end = until.replace(tzinfo=UTC) if until else datetime.now(UTC) + timedelta(seconds=1)
+    return start, end
+
+
 def _inert(value: Any) -> Any:
     """Text that a spreadsheet will not run as a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return value
+
+
+@main.command()
+@config_option
+@ledger_option
+@click.argument("request_id")
+@click.option("--sandbox", is_flag=True, help="Look into the sandbox's ledger.")
+@click.option("--json", "as_json", is_flag=True, help="Print the decision records as they are stored.")
+def explain(configs: tuple[Path, ...], ledger: str | None, request_id: str, sandbox: bool, as_json: bool) -> None:
+    """Why REQUEST_ID went where it went: candidates, money, expectations, exclusions, and what came of it."""
+    try:
+        with Reports(ledger or _ledger_url(configs, sandbox)) as reports:
+            found = reports.request(request_id)
+    except (LedgerError, ValueError) as error:
+        err.print(f"[red]cannot explain[/red]  {error}", soft_wrap=True)
+        sys.exit(2)
+    if found is None:
+        err.print(f"The ledger has no request {request_id}. What is refused before any attempt leaves no row.")
+        sys.exit(1)
+    if as_json:
+        records = [attempt.opening.decision for attempt in found.attempts]
+        sys.stdout.buffer.write(orjson.dumps(records, option=orjson.OPT_INDENT_2) + b"\n")
+        return
+    for attempt in found.attempts:
+        opening, settlement = attempt.opening, attempt.settlement
+        outcome = settlement.outcome if settlement else "still open"
+        out.print(f"\n[bold]attempt {opening.attempt_no}[/bold] ({opening.role.value}) at {opening.target}: {outcome}")
+        out.print(f"  {attempt.state.value}, {money_text(attempt.cost_nanos)} {attempt.currency}")
+        out.print(_candidates(opening.decision))
+
+
+def _candidates(decision: Mapping[str, Any]) -> Table:
+    """The decision record's candidates, the chosen one marked."""
+    table = Table("", "candidate", "price", "expected s", "success", "samples", "score", "why not", box=None)
+    for candidate in decision["candidates"]:
+        chosen = candidate["target"] == decision["chosen"]
+        lost = f"behind by {candidate['lost_by']}" if "lost_by" in candidate else ""
+        table.add_row(
+            "*" if chosen else "",
+            candidate["target"],
+            money_text(candidate["price_nanos"]),
+            f"{candidate['mean_s']:.2f}",
+            f"{candidate['p']:.3f}",
+            f"{candidate['n']:.1f}",
+            money_text(candidate["score_nanos"]),
+            candidate.get("why", lost),
+        )
+    return table
 
 
 def _ledger_url(configs: Sequence[Path], sandbox: bool) -> str:

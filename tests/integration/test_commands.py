@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,37 @@ def test_the_demo_does_what_it_says(tmp_path):
         assert (tmp_path / "pictures" / name).is_file()
     for word in ("provider", "why", "cost", "identical yes", "What it cost", "/console", "/metrics", "/docs"):
         assert word in answer.stdout
+
+
+def test_explain_shows_every_candidate_of_a_request(router: RouterProcess):
+    request_id = router.post("/v1/images/generations", {"model": "flux.2-dev-turbo", "prompt": "a lake"}).json()["id"]
+    env = {"PIXELROUTE_LEDGER": router.ledger_url}
+    told = pixelroute("explain", request_id, env=env).stdout
+    for candidate in ("fal/flux.2-dev-turbo", "gpu-fast/flux.2-dev-turbo", "gpu-spot/flux.2-dev-turbo"):
+        assert candidate in told
+    [record] = json.loads(pixelroute("explain", request_id, "--json", env=env).stdout)
+    assert record["chosen"]
+    assert pixelroute("explain", "req_unknown", env=env).returncode == 1
+
+
+def test_prices_check_is_content_with_what_is_shipped():
+    answer = pixelroute("prices", "check")
+    assert (answer.returncode, answer.stdout.strip()) == (0, "0 errors, 0 warnings.")
+
+
+def test_prices_diff_tells_what_other_books_would_have_cost(router: RouterProcess, tmp_path):
+    for _ in range(3):
+        router.post("/v1/images/generations", {"model": "gpu-fast/flux.2-dev-turbo", "prompt": "a lake"})
+    books = tmp_path / "books"
+    shutil.copytree(ROOT / "pricing" / "books", books)
+    book = books / "gpu-fast.yaml"
+    book.write_text(book.read_text().replace("0.012", "0.015"))
+    answer = pixelroute("prices", "diff", str(books), env={"PIXELROUTE_LEDGER": router.ledger_url})
+    assert answer.returncode == 0, answer.stderr
+    [line] = [line for line in answer.stdout.splitlines() if line.strip().startswith("gpu-fast:flux.2-dev-turbo")]
+    _, rows, booked, anew, change, currency = line.split()
+    assert int(rows) >= 3
+    assert Decimal(anew) == Decimal(booked) * 15 / 12
+    assert Decimal(change) == Decimal(anew) - Decimal(booked)
+    assert currency == "USD"
+    assert "EDITED" in answer.stdout
