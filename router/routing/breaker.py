@@ -31,7 +31,6 @@ class Breaker:
         "in_flight",
         "level",
         "limited_until",
-        "picks",
         "probing",
         "reason",
         "run",
@@ -46,7 +45,6 @@ class Breaker:
         self.reason: str | None = None  # why it was last opened
         self.until = 0.0  # end of the pause
         self.level = 0  # pauses in a row
-        self.picks = 0.0  # requests of its models to be served elsewhere before a probe
         self.run = 0  # failures in a row
         self.probing: str | None = None  # attempt id of the probe
         self._claim_until = -math.inf
@@ -72,8 +70,8 @@ class Breaker:
             return "full", None
         if self.state == CLOSED:
             return None, None
-        if self.state == OPEN and (now < self.until or self.picks > 0) and now < self.until + 600.0:
-            return f"ejected: {self.reason}", self.until if now < self.until else None
+        if self.state == OPEN and now < self.until:
+            return f"ejected: {self.reason}", self.until
         if self.probing is not None or now < self._claim_until:
             return "ejected: probe running", None
         return "probe", None
@@ -103,19 +101,18 @@ class Breaker:
         self.state, self.reason = OPEN, reason
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
-        self.picks = min(5.0 * self.level, 20.0)
 
-    def succeeded(self) -> float | None:
+    def succeeded(self, probe: bool) -> float | None:
         """A success. If it ends an ejection: the share of the recent failures that still counts."""
         self.run = 0
         self._successes += 1
         if self._successes >= self.cap:
             self.cap += 1.0
             self._successes = 0
-        if self.state == CLOSED:
+        if self.state == CLOSED or not (probe or self.reason == "stuck"):
             return None
         total = self.reason != "low success"
-        self.state, self.level, self.picks = CLOSED, 0, 0.0
+        self.state, self.level = CLOSED, 0
         return 0.0 if total else 0.5
 
     def failed(self, now: float, probe: bool, p_long: float, successes: float, failures: float) -> None:

@@ -142,8 +142,9 @@ _NUMBERS = (
     ("sigma", "sigma"),
     ("n", "n"),
     ("unseen_s", "unseen_s"),
-    ("hope_p", "hope_p"),
-    ("hope_s", "hope_s"),
+    ("doubt", "doubt"),
+    ("well_p", "well_p"),
+    ("well_s", "well_s"),
 )
 _DIGITS = 5  # significant digits kept, unless the choice hangs on more
 
@@ -156,7 +157,7 @@ def _row_record(row: Row, chosen: Row | None, digits: int) -> dict[str, Any]:
     entry: dict[str, Any] = {"target": row.target, "price_nanos": row.price}
     for key, name in _NUMBERS:
         value = getattr(row, name)
-        if (key == "hope_p" and value == row.p) or (key == "hope_s" and value == row.mean_s):
+        if (key == "well_p" and value == row.p) or (key == "well_s" and value == row.mean_s):
             continue
         entry[key] = _round(min(value, 1e9), digits)
     entry["in_flight"] = row.in_flight
@@ -186,13 +187,14 @@ def _row_from(entry: Mapping[str, Any]) -> Row:
         numbers["sigma"],
         numbers["n"],
         numbers["unseen_s"],
+        numbers["doubt"],
         entry["in_flight"],
         entry.get("why"),
         entry.get("weight", 1.0),
         entry.get("priority", 0),
     )
-    row.hope_p = numbers.get("hope_p", row.p)
-    row.hope_s = numbers.get("hope_s", row.mean_s)
+    row.well_p = numbers.get("well_p", row.p)
+    row.well_s = numbers.get("well_s", row.mean_s)
     return row
 
 

@@ -2,10 +2,11 @@
 
 One index decides: the expected dollars and waiting until a success, trying in turn until one works,
 
-    price + lambda T + (1 - p) / p x (b price + lambda F)
+    price + lambda T + (1 - p) / p x (b price + lambda F + failure)
 
 with p the probability of success, T and F the expected seconds of a success and of a failure, b the probability that
-a failure is billed and lambda the dollars that a second is worth. Amounts are nanos of a dollar.
+a failure is billed lambda the dollars that a second is worth, and failure what a failed attempt costs beside:
+on the last attempt what a lost request costs, before that what the preset says. Amounts are nanos of a dollar.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ class Row:
 
     __slots__ = (
         "bill",
+        "doubt",
         "cap",
         "fail_s",
-        "hope_p",
-        "hope_s",
         "in_flight",
         "index",
         "ln_median",
@@ -38,6 +38,8 @@ class Row:
         "unseen_s",
         "until",
         "weight",
+        "well_p",
+        "well_s",
         "why",
     )
 
@@ -54,6 +56,7 @@ class Row:
         sigma: float,
         n: float,
         unseen_s: float,
+        doubt: float,
         in_flight: int,
         why: str | None,
         weight: float,
@@ -74,8 +77,9 @@ class Row:
         self.why = why  # None: eligible; PROBE: due for one; else the reason of its exclusion
         self.weight = weight
         self.priority = priority
-        self.hope_p = p  # optimistic p and mean_s, for exploring and probing
-        self.hope_s = mean_s
+        self.doubt = doubt  # probability that the estimate is wrong for lack of samples
+        self.well_p = p  # success and seconds when it is itself again; differ while something is wrong
+        self.well_s = mean_s
         self.until: float | None = None  # when its exclusion ends, where known
         self.index = 0.0
 
@@ -94,26 +98,24 @@ class Ask:
     megapixels: float
     preset: str
     value_of_time: float  # nanos per second
-    fail_value: float  # nanos that a lost request costs
-    aversion: float  # nanos that a failed attempt costs beside its money and time
+    failure: float  # nanos that a failed attempt costs beside its money and time
     first: bool  # nothing has been tried yet
-    last: bool  # nothing is allowed after this attempt
     order: tuple[str, ...]
     session: str | None  # target of the caller's session
     stay: float  # how much more, as a share, the session's target may cost
     explore: bool  # a look at something else is affordable
-    fence: float
-    doubt_s: float
-    stale_s: float
+    rate: float  # requests per second of this model
+    change_every_s: float
+    recover_every_s: float
+    probe_every_s: float
+    change_size: float
     draw: float | None  # uniform random number, where the choice needs one
 
 
 def index(ask: Ask, price: int, p: float, mean_s: float, fail_s: float, bill: float) -> float:
     """Nanos that a success costs when this target is tried first."""
     lam = ask.value_of_time
-    if ask.last:
-        return p * (price + lam * mean_s) + (1.0 - p) * (bill * price + lam * fail_s + ask.fail_value)
-    return price + lam * mean_s + (1.0 - p) / p * (bill * price + lam * fail_s + ask.aversion)
+    return price + lam * mean_s + (1.0 - p) / p * (bill * price + lam * fail_s + ask.failure)
 
 
 def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
@@ -151,21 +153,51 @@ def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
 
 
 def _explore(rows: Sequence[Row], ask: Ask, best: Row) -> tuple[Row, str] | None:
-    """A target worth a look in place of the best: due for a probe, new, in doubt, or long unheard of."""
-    stalest: Row | None = None
+    """A target worth a look in place of the best, if there is one: due for a probe, or likely to have changed.
+
+    Not looking costs, per request, what the target would save if it had changed, times the probability that it has,
+    which grows while it is not heard of. A look is due when that loss, added up since the last one, exceeds what the
+    look costs: the interval that minimises the sum of both.
+    """
+    found: Row | None = None
+    most = 1.0
     for row in rows:
         if row is best or (row.why is not None and row.why != PROBE):
             continue
-        hope = index(ask, row.price, row.hope_p, row.hope_s, row.fail_s, row.bill)
-        if row.why == PROBE:
-            if hope < best.index or (row.unseen_s >= ask.stale_s and hope <= best.index * ask.fence):
-                return row, "probe"
-        elif ask.explore and row.in_flight == 0 and (stalest is None or row.unseen_s > stalest.unseen_s):
-            doubtful = row.unseen_s >= ask.doubt_s and hope < best.index
-            stale = row.unseen_s >= ask.stale_s and row.index <= best.index * ask.fence
-            if doubtful or stale:
-                stalest = row
-    return (stalest, "explore") if stalest is not None else None
+        if row.why == PROBE or row.well_s < row.mean_s:
+            # Something is wrong there. The longer ago that was found, the likelier it has passed.
+            well = index(ask, row.price, row.well_p, row.well_s, row.fail_s, row.bill)
+            saves = best.index - well
+            if row.why == PROBE:
+                cost = row.bill * row.price + ask.value_of_time * row.fail_s
+            elif ask.explore and not row.in_flight:
+                cost = row.index - best.index
+            else:
+                continue
+            lost = ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
+            if row.why == PROBE and row.unseen_s > ask.probe_every_s and well < best.index * 2.5:
+                lost = cost * 2.0
+            if lost / max(cost, 1.0) > most:
+                found, most = row, lost / max(cost, 1.0)
+            continue
+        if not ask.explore or row.in_flight:
+            continue
+        strike = best.index - row.price
+        if strike <= 0.0:
+            continue
+        # What it would save if its pace had changed by a log-normal factor: the value of a put option.
+        spot = ask.value_of_time * row.mean_s
+        size = ask.change_size
+        d = math.log(strike / spot) / size
+        saves = strike * normal_cdf(d) - spot * math.exp(0.5 * size * size) * normal_cdf(d - size)
+        unseen = min(row.unseen_s, ask.change_every_s)
+        lost = ask.rate * saves * unseen * (row.doubt + 0.5 * unseen / ask.change_every_s)
+        worth = lost / max(row.index - best.index, 0.02 * best.index)
+        if worth > most:
+            found, most = row, worth
+    if found is None:
+        return None
+    return found, "probe" if found.why == PROBE else "explore"
 
 
 def _draw(pool: Sequence[Row], draw: float) -> Row:

@@ -26,6 +26,7 @@ class Candidate:
     priority: int = 0  # for the preset `priority`: lowest first
     tags: frozenset[str] = frozenset()  # data regions, licences: `eu`, `non-commercial`
     failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts
+    limit_s: float = 120.0  # an attempt is given up after this long
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,16 +31,29 @@ SESSIONS = 10_000
 class _Model:
     """What the selector keeps per model: budgets for looking around and for waste, and who was where."""
 
-    __slots__ = ("at", "credit", "last_pick", "median", "sessions", "spend", "waste")
+    __slots__ = ("at", "credit", "last_pick", "median", "sessions", "rate", "since", "spend", "waste")
 
     def __init__(self) -> None:
         self.credit = 1.0  # requests that may explore
-        self.last_pick = -math.inf
+        self.last_pick: float | None = None
+        self.since = 0.0
+        self.rate = 0.0  # first attempts per second, over ten minutes
         self.median = 0.0  # of the best indices: what a small request is
         self.at = 0.0
         self.spend = 0.0  # nanos, decaying over an hour
         self.waste = 0.0
         self.sessions: dict[str, tuple[str, float]] = {}
+
+    def arrival(self, now: float) -> float:
+        """A request comes in; the seconds since the one before."""
+        if self.last_pick is None:
+            self.last_pick = self.since = now
+            return 0.0
+        gap = max(now - self.last_pick, 0.0)
+        self.last_pick = now
+        span = 600.0
+        self.rate = self.rate * math.exp(-gap / span) + 1.0 / span
+        return gap
 
     def age(self, now: float) -> None:
         keep = math.exp(-max(0.0, now - self.at) / 3600.0)
@@ -97,8 +110,7 @@ class Selector:
             self._constrain(request, rows, tried)
         explore = False
         if first and len(rows) > 1:
-            gap = now - model.last_pick
-            model.last_pick = now
+            gap = model.arrival(now)
             share = min(max(s.explore_share, gap / s.explore_every_s), 5 * s.explore_share)
             model.credit = min(model.credit + share, 2.0)
             explore = model.credit >= 1.0 and not preferences.order
@@ -116,17 +128,17 @@ class Selector:
             request.megapixels,
             name,
             preset.value_of_time * NANOS,
-            preset.fail_value * NANOS,
-            preset.failure_aversion * NANOS,
+            (preset.fail_value if len(tried) + 1 >= s.attempts else preset.failure_aversion) * NANOS,
             first,
-            len(tried) + 1 >= s.attempts,
             preferences.order,
             session,
             s.sticky,
             explore,
-            s.fence,
-            s.doubt_s,
-            s.stale_s,
+            model.rate,
+            s.change_every_s,
+            s.recover_every_s,
+            s.probe_every_s,
+            s.change_size,
             draw,
         )
         chosen, mode = pick(rows, ask)
@@ -136,12 +148,10 @@ class Selector:
             self._breakers[chosen.target].claim(now)
         elif mode == "explore":
             model.credit -= 1.0
-        if first:
-            self._served(request, rows, chosen)
-            if request.session is not None:
-                if len(model.sessions) >= SESSIONS:
-                    model.sessions.clear()
-                model.sessions[request.session] = (chosen.target, now)
+        if first and request.session is not None:
+            if len(model.sessions) >= SESSIONS:
+                model.sessions.clear()
+            model.sessions[request.session] = (chosen.target, now)
         return Decision(ask, rows, chosen, mode, now, None)
 
     def _preset(self, request: RouteRequest) -> Preset:
@@ -164,6 +174,10 @@ class Selector:
                 arm = self._arm(request.operation, target, candidate.provider)
             breaker = self._breakers[target]
             arm.refresh(now)
+            if arm.silence > s.stuck and breaker.state == CLOSED:
+                breaker.eject("stuck", now)
+                arm.seen = now
+                arm.last_fail_s = candidate.limit_s
             m = arm.m
             if arm.weight == 0.0:
                 if peers is None:
@@ -173,6 +187,19 @@ class Selector:
             ln_median = m + arm.load(x, work)
             mean_s = math.exp(ln_median + 0.5 * sigma * sigma)
             p = arm.p
+            fail_s = arm.mean_fail_s(mean_s)
+            limit_s = candidate.limit_s
+            if request.deadline_s is not None and request.deadline_s < limit_s:
+                limit_s = max(request.deadline_s, 1e-3)
+            z = (math.log(limit_s) - ln_median) / sigma
+            if z < 3.0:
+                # Some would be too slow: they end at the limit, and only the quicker ones are successes.
+                in_time = max(normal_cdf(z), 1e-3)
+                mean_s *= normal_cdf(z - sigma) / in_time
+                lost = (1.0 - p) * fail_s + p * (1.0 - in_time) * limit_s
+                p *= in_time
+                fail_s = lost / (1.0 - p)
+            bill = (2.0 * candidate.failure_bills + arm.bills[1]) / (2.0 + arm.bills[0])
             until: float | None = None
             if candidate.excluded is not None:
                 why: str | None = candidate.excluded
@@ -187,44 +214,33 @@ class Selector:
                     and self._providers.get(candidate.provider, 0) >= s.concurrency.get(candidate.provider, math.inf)
                 ):
                     why = "limit"
-            if request.deadline_s is not None:
-                z = (math.log(max(request.deadline_s, 1e-3)) - ln_median) / sigma
-                p = max(p * normal_cdf(z), 1e-3)
             row = Row(
                 target,
                 candidate.provider,
                 candidate.price_nanos,
                 p,
                 mean_s,
-                arm.mean_fail_s(mean_s),
-                candidate.failure_bills,
+                fail_s,
+                bill,
                 ln_median,
                 sigma,
                 arm.successes + arm.failures,
                 now - arm.seen if arm.seen is not None else math.inf,
+                arm.doubt,
                 len(arm.flights),
                 why,
                 candidate.weight,
                 candidate.priority,
             )
-            if why is None:
-                if row.unseen_s > s.doubt_s:
-                    row.hope_s = mean_s * math.exp(-2.0 * sigma / math.sqrt(max(arm.weight, 1.0) ** 0.5))
-                    row.hope_p = arm.p_long
-            elif why == "probe":
-                row.hope_p = arm.p_long
-                row.hope_s = math.exp(arm.mu + ln_median - m + 0.5 * sigma * sigma)
+            if why == "probe":
+                row.well_p = arm.p_long
+                row.well_s = math.exp(arm.mu + ln_median - m + 0.5 * sigma * sigma)
+                row.fail_s = arm.last_fail_s
+            elif arm.shift is not None:
+                row.well_s = mean_s * math.exp(arm.mu - m)
             row.until = until
             rows.append(row)
         return rows
-
-    def _served(self, request: RouteRequest, rows: Sequence[Row], chosen: Row) -> None:
-        """A request goes elsewhere: one less to wait before an ejected target is probed."""
-        for row in rows:
-            if row is not chosen and row.why is not None:
-                breaker = self._breakers[row.target]
-                if breaker.picks > 0:
-                    breaker.picks -= 1.0
 
     def _constrain(self, request: RouteRequest, rows: Sequence[Row], tried: Sequence[str]) -> None:
         """Exclude what the caller's constraints rule out; Infeasible if that is everything."""
@@ -325,15 +341,18 @@ class Selector:
         cost = outcome.cost_nanos
         match outcome.result:
             case Result.SUCCESS:
-                arm.on_success(latency, flight.x, flight.work, now)
-                keep = breaker.succeeded()
+                keep = breaker.succeeded(flight.probe)
                 if keep is not None:
-                    arm.forget_failures(keep)
+                    arm.forget(keep)
+                arm.on_success(latency, flight.x, flight.work, now, flight.start)
                 self._window(target, _class_name(flight), "complete").add(latency, now)
                 self._window(target, "", "complete").add(latency, now)
                 self._book(flight.model, flight.price if cost is None else cost, 0, now)
             case Result.FAILURE:
-                arm.on_failure(latency, now, slower_than=flight if outcome.timed_out else None)
+                arm.on_failure(
+                    latency, now, limited=flight if outcome.timed_out else None, billed=outcome.billed,
+                    probe=breaker.state != CLOSED,
+                )
                 arm.refresh(now)
                 breaker.failed(now, flight.probe, arm.p_long, arm.successes, arm.failures)
                 lost = cost if cost is not None else (0 if outcome.billed is False else flight.price)
@@ -447,7 +466,7 @@ class Selector:
             x = (math.log(max(sample.megapixels, 1e-3)), math.log(max(sample.images, 1)))
             work = work_class(sample.images, sample.megapixels, sample.quality)
             if sample.result is Result.SUCCESS:
-                arm.on_success(sample.latency_s, x, work, sample.at)
+                arm.on_success(sample.latency_s, x, work, sample.at, sample.at - sample.latency_s)
                 self._window(sample.target, "", "complete").add(sample.latency_s, sample.at)
             elif sample.result is Result.FAILURE:
                 arm.on_failure(sample.latency_s, sample.at)

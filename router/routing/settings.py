@@ -48,21 +48,28 @@ class RoutingSettings:
 
     # Evidence
     half_life_s: float = 120.0  # of recent samples; old ones leave the field to the long run
-    latency_strength: float = 3.0  # the long run counts as this many recent latencies
+    same_strength: float = 30.0  # the long run counts as this many recent latencies while it fits them
+    latency_strength: float = 1.0  # ... and as this many when the pace has changed
+    change_odds: float = 0.01
+    change_var: float = 1.0
+    alarm: float = 8.0
     success_strength: float = 4.0  # ... and as this many recent outcomes
     memory: float = 300.0  # long-run samples
     memory_step_s: float = 15.0  # at most one full-weight long-run sample in this time: memory is time, not traffic
 
-    # Exploration of targets that have not been heard of for a while
-    explore_share: float = 0.02  # of first attempts
+    # Exploration of targets that are not being used
+    explore_share: float = 0.02  # of first attempts at most
     explore_every_s: float = 1800.0  # at low traffic: one in this time, if that is not over a tenth of the requests
-    doubt_s: float = 300.0  # unheard of for so long, a target may be better than its record
-    stale_s: float = 900.0  # unheard of for so long, look at it anyway
-    fence: float = 2.5  # never explore what costs more than this many times the best
+    change_every_s: float = 7200.0  # how often a target changes its pace for good
+    change_size: float = 1.0  # standard deviation of such a change, in log-seconds
+
+    recover_every_s: float = 900.0  # how long a trouble lasts
+    probe_every_s: float = 600.0  # an ejected target is probed at least this often
 
     # Ejection
     open_s: float = 5.0  # first pause; doubles, half-to-full jitter
     open_cap_s: float = 120.0
+    stuck: float = 6.0  # ejected when the calls that run would last so long only once in e^6 times
     blocked_s: float = 300.0  # pause after a refused credential or an empty account
     retry_after_cap_s: float = 120.0
 

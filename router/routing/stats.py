@@ -27,15 +27,16 @@ DEFAULT_SIGMA = 0.6
 DEFAULT_SUCCESS = 0.98
 SIZE_EXPONENTS = (0.7, 0.42)  # of megapixels and of images, until learnt
 
-# The normal distribution beyond z, tabulated every 1/16 from -2 to 6: hazard, information, survival.
+# The normal distribution beyond z, tabulated every 1/16 from -2 to 6: hazard, information, survival and
+# its surprise.
 _STEPS = 16
 _LOW = -2.0
 
 
-def _tail(z: float) -> tuple[float, float, float]:
+def _tail(z: float) -> tuple[float, float, float, float]:
     survival = 0.5 * math.erfc(z * SQRT_HALF)
     hazard = math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi) / survival
-    return hazard, hazard * (hazard - z), survival
+    return hazard, hazard * (hazard - z), survival, -math.log(survival)
 
 
 _TAIL = [_tail(_LOW + (i + 0.5) / _STEPS) for i in range(8 * _STEPS)]
@@ -77,12 +78,19 @@ class Arm:
         "_jolt",
         "_settings",
         "_stepped",
+        "_answered_start",
         "_x_mean",
         "exponents",
+        "bills",
         "fail_s",
         "failures",
         "flights",
         "m",
+        "m_quiet",
+        "_up",
+        "_down",
+        "_run_n",
+        "_run_y",
         "mu",
         "n",
         "p",
@@ -91,6 +99,10 @@ class Arm:
         "recent_y",
         "seen",
         "sigma",
+        "shift",
+        "last_fail_s",
+        "silence",
+        "doubt",
         "successes",
         "target",
         "var",
@@ -117,7 +129,13 @@ class Arm:
         self.recent_y = 0.0
         self.successes = 0.0
         self.failures = 0.0
+        self.bills = [0.0, 0.0]  # failures of which it is known whether they were billed, and those that were
         self.fail_s = 0.0  # sum of failures' seconds, aged as they are
+        self.silence = 0.0  # surprise of the calls that run, started after the last one that was answered
+        self.shift: float | None = None  # log-seconds by which the pace has left the long run's
+        self.last_fail_s = 1.0
+        self.doubt = 1.0  # probability that the estimate is off for lack of samples
+        self._answered_start = -math.inf
         self._jolt = 0  # sign of the last sample if it was beyond belief
         self.exponents = list(SIZE_EXPONENTS)
         self._cov = [0.05, 0.0, 0.05]
@@ -125,7 +143,8 @@ class Arm:
         self._classes: dict[Work, list[float]] = {}
         self.flights: dict[str, Flight] = {}
         self._fresh_until = -math.inf
-        self.m = self.mu
+        self.m = self.m_quiet = self.mu
+        self._up = self._run_n = self._run_y = self._down = 0.0
         self.sigma = sigma
         self.p = self.p_long
 
@@ -144,13 +163,11 @@ class Arm:
             return
         self._age(now)
         s = self._settings
-        strength = min(s.latency_strength, self.weight) if self.weight else 0.5
-        total = strength + self.recent_n
-        m = (strength * self.mu + self.recent_y) / total
         sigma = self.sigma
-        stuck = 0.0
+        stuck = silence = hazards = information = 0.0
         if self.flights:
-            hazards = information = 0.0
+            answered = self._answered_start
+            mu = self.m_quiet
             q = max(0.002, 1.0 - self.p_long)
             scale = _STEPS / sigma
             log = math.log
@@ -158,16 +175,44 @@ class Arm:
                 age = now - flight.start
                 if age <= 0.0:
                     continue
-                i = int((log(age) - flight.load - m) * scale - _LOW * _STEPS)
+                i = int((log(age) - flight.load - mu) * scale - _LOW * _STEPS)
                 if i < 0:
                     continue
-                hazard, info, survival = _TAIL[i if i < _LAST else _LAST]
+                hazard, info, survival, surprise = _TAIL[i if i < _LAST else _LAST]
+                if flight.start > answered:
+                    silence += surprise
                 hazards += hazard
                 information += info
                 if hazard > 1.0:
                     stuck += q / (q + (1.0 - q) * survival)
-            m += sigma * hazards / (total + information)
+        if 1.5 * self._up > s.alarm and self._run_n < self.recent_n:
+            self.recent_n, self.recent_y = self._run_n, self._run_y
+            self._up = 0.0
+        n = self.recent_n + information
+        known = self.weight
+        dev = self.recent_y - self.recent_n * self.mu + (self.m_quiet - self.mu) * information + sigma * hazards
+        if known <= 0.0:
+            m = self.mu + dev / (n + 0.5)
+        else:
+            # Is the pace the long run's, give or take, or has it changed? The data's odds decide how much each counts.
+            same = dev / (min(s.same_strength, known) + n)
+            if n > 0.05:
+                var = sigma * sigma
+                spread = s.change_var * n / var  # prior variance of a change, in units of the mean's own
+                z2 = dev * dev / (n * var)
+                odds = s.change_odds * math.exp(min(0.5 * z2 * spread / (1.0 + spread), 50.0)) / math.sqrt(1.0 + spread)
+                changed = odds / (1.0 + odds)
+                shift = dev / (min(s.latency_strength, known) + n)
+                if changed > 0.5:
+                    self.shift = shift
+                same += changed * (shift - same)
+            if self.shift is not None and abs(self.shift) > abs(same):
+                same = self.shift  # until a sample says otherwise: silence is no evidence of recovery
+            m = self.mu + same
+        if not information:
+            self.m_quiet = m
         self.m = m
+        self.silence = silence
         good = s.success_strength * self.p_long + self.successes
         self.p = max(0.02, good / (s.success_strength + self.successes + self.failures + stuck))
         self._fresh_until = now + min(0.25, 0.05 * math.exp(m))
@@ -196,17 +241,19 @@ class Arm:
         self._stepped = now
         return max(step, 0.0)
 
-    def on_success(self, latency_s: float, x: tuple[float, float], work: Work, now: float) -> float:
+    def on_success(self, latency_s: float, x: tuple[float, float], work: Work, now: float, start: float) -> float:
         """Learn from a success; returns its z against what was expected."""
         self._age(now)
         latency_s = max(latency_s, 1e-4)
         y = math.log(latency_s) - self.load(x, work)
         s = self._settings
-        known = min(s.latency_strength, self.weight) if self.weight else 0.0
-        total = known + self.recent_n
-        expected = (known * self.mu + self.recent_y) / total if total > 0 else y
+        total = min(s.same_strength, self.weight) + self.recent_n
+        expected = self.m_quiet if total > 0 else y
         error = y - expected
         z = error / self.sigma
+        self.doubt = 1.0 if z < -2.0 else 0.5 * self.doubt
+        if start > self._answered_start:
+            self._answered_start = start
         # One sample far off is an outlier, two in a row on the same side are news.
         bound = max(3.0 * self.sigma, 1.0)
         if abs(error) > bound:
@@ -219,10 +266,22 @@ class Arm:
             self._jolt = 0
             if total >= 1.0:
                 self._learn_size(error * total / (total + 1.0), x, work)
+        if self.shift is not None and abs(y - self.mu) < abs(y - self.mu - self.shift):
+            self.shift = None
+            self.recent_n = self.recent_y = 0.0
         self.recent_n += 1.0
         self.recent_y += y
+        e = (y - expected) / self.sigma - 0.75
+        if self._up + e > 0:
+            self._up += e
+            self._run_n += 1.0
+            self._run_y += y
+        else:
+            self._up = self._run_n = self._run_y = 0.0
         self.successes += 1.0
         step = self._step(now)
+        if self.shift is not None:
+            step *= 0.1  # what may pass does not become the long run soon
         self.weight = min(self.weight + step, s.memory)
         self.mu += (y - self.mu) * step / self.weight if self.weight > step else (y - self.mu)
         if total >= 1.0:
@@ -234,17 +293,33 @@ class Arm:
         self._fresh_until = -math.inf
         return z
 
-    def on_failure(self, seconds: float, now: float, *, slower_than: Flight | None = None) -> None:
-        """Learn from a failure; ``slower_than`` is the call that ran into a limit, evidence of slowness too."""
+    def on_failure(
+        self, seconds: float, now: float, *, limited: Flight | None = None, billed: bool | None = None, probe: bool = False
+    ) -> None:
+        """Learn from a failure. ``limited`` is a call that ran into a limit of ours.
+
+        Such a call is a failure as far as it was stuck, and a slow success cut short as far as its work explains it.
+        """
         self._age(now)
-        if slower_than is not None and seconds > 0:
-            z = (math.log(seconds) - slower_than.load - self.m) / self.sigma
-            hazard = _tail(min(max(z, _LOW), 6.0))[0]
-            self.recent_n += 1.0
-            self.recent_y += self.m + self.sigma * max(hazard, z)
-        self.failures += 1.0
+        stuck = 1.0
+        if limited is not None and seconds > 0:
+            z = (math.log(seconds) - limited.load - self.m) / self.sigma
+            hazard, _, survival, _ = _tail(min(max(z, _LOW), 6.0))
+            q = max(0.002, 1.0 - self.p_long)
+            stuck = q / (q + (1.0 - q) * survival)
+            self.recent_n += 1.0 - stuck
+            self.recent_y += (1.0 - stuck) * (self.m + self.sigma * max(hazard, z))
+        if stuck < 0.5:
+            self._fresh_until = -math.inf
+            return
+        self.failures += stuck
+        self.last_fail_s = seconds
         self.fail_s += max(seconds, 0.0)
-        self._outcome(0.0, self._step(now))
+        if billed is not None:
+            self.bills[0] += 1.0
+            self.bills[1] += billed
+        if not probe:
+            self._outcome(0.0, self._step(now))
         self.seen = now
         self._fresh_until = -math.inf
 
@@ -276,10 +351,13 @@ class Arm:
         entry[0] = entry[0] * keep + 1.0
         entry[1] = entry[1] * keep + error
 
-    def forget_failures(self, keep: float) -> None:
+    def forget(self, keep: float) -> None:
         """After a recovery: an outage says little about what comes next."""
+        self.recent_n *= keep
+        self.recent_y *= keep
         self.failures *= keep
         self.fail_s *= keep
+        self.shift = None
         self._fresh_until = -math.inf
 
     def touch(self) -> None:

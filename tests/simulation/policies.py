@@ -1,0 +1,234 @@
+"""The policies that are compared: the router's own selector, six baselines, and an oracle.
+
+All share the engine's failover, and all but the selector (which has its own) share ``_Shared``: Retry-After is obeyed,
+and a target that has just failed too often is left out for a while, as the peers do it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from router.routing import Candidate, Outcome, RouteRequest, RoutingSettings, Selector
+from router.types import Preferences
+from tests.simulation.engine import MAYBE_BILLED, End, World
+from tests.simulation.world import ATTEMPT_LIMIT_S, Request
+
+
+class SelectorPolicy:
+    """The router's policy code itself, driven as the gateway drives it."""
+
+    def __init__(
+        self, world: World, seed: int, value_of_time: float, settings: RoutingSettings, preset: str | None = None
+    ) -> None:
+        self.world = world
+        self.selector = Selector(settings, {}, random.Random(seed))
+        self.preferences = Preferences(sort=preset)
+        self.modes: dict[str, int] = {}
+        self._names = [f"{p.name}/m" for p in world.scenario.providers]
+        self._index = {name: i for i, name in enumerate(self._names)}
+
+    def _request(self, request: Request) -> RouteRequest:
+        world = self.world
+        lent = request.lent
+        if lent is None:
+            lent = request.lent = RouteRequest(
+                "m",
+                "generate",
+                tuple(
+                    Candidate(name, name[:-2], round(world.price(i, request) * 1e9), 0, limit_s=ATTEMPT_LIMIT_S)
+                    for i, name in enumerate(self._names)
+                    if world.exists(i)
+                ),
+                request.images,
+                request.megapixels,
+                None,
+                self.preferences,
+            )
+        assert isinstance(lent, RouteRequest)
+        return lent
+
+    def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
+        tried = [self._names[i] for i in request.tried]
+        decision = self.selector.choose(self._request(request), now, tried)
+        self.lastmode = decision.mode
+        if not tried:
+            self.modes[decision.mode] = self.modes.get(decision.mode, 0) + 1
+        if decision.target is None:
+            return None, decision.retry_after_s
+        return self._index[decision.target], None
+
+    def started(self, attempt: int, provider: int, request: Request, now: float) -> None:
+        self.selector.on_start(self._names[provider], self._request(request), now, str(attempt))
+
+    def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None:
+        self.selector.on_end(str(attempt), to_outcome(end), now)
+
+
+def to_outcome(end: End) -> Outcome:
+    """An attempt's end in the selector's vocabulary."""
+    match end.kind:
+        case "success":
+            return Outcome.success()
+        case "error":
+            return Outcome.failure(billed=end.dollars > 0)
+        case "no_answer":
+            return Outcome.failure(timed_out=True)
+        case "rate_limited":
+            return Outcome.rate_limited(end.retry_after_s)
+    return Outcome.neutral()
+
+
+class _Shared:
+    """Retry-After, and a cooldown of 5 s after a 429 or when over half of at least five calls of a minute failed."""
+
+    def __init__(self, world: World, seed: int, value_of_time: float) -> None:
+        self.world = world
+        self.random = random.Random(seed)
+        self.value_of_time = value_of_time
+        n = len(world.scenario.providers)
+        self.closed_until = [0.0] * n
+        self.minute: list[deque[tuple[float, bool]]] = [deque() for _ in range(n)]
+        self.started_at: dict[int, float] = {}
+
+    def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
+        world = self.world
+        rest = [i for i in range(len(self.closed_until)) if world.exists(i) and i not in request.tried]
+        pool = [i for i in rest if self.closed_until[i] <= now]
+        if not pool:
+            return None, min((self.closed_until[i] - now for i in rest), default=None)
+        return self.rank(pool, request, now), None
+
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        raise NotImplementedError
+
+    def started(self, attempt: int, provider: int, request: Request, now: float) -> None:
+        self.started_at[attempt] = now
+
+    def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None:
+        if end.kind == "rate_limited":
+            self.closed_until[provider] = now + (end.retry_after_s or 5.0)
+        minute = self.minute[provider]
+        minute.append((now, end.kind in ("error", "no_answer")))
+        while minute[0][0] < now - 60.0:
+            minute.popleft()
+        if len(minute) >= 5 and sum(bad for _, bad in minute) > 0.5 * len(minute):
+            self.closed_until[provider] = max(self.closed_until[provider], now + 5.0)
+            minute.clear()
+        self.learn(provider, request, end, now - self.started_at.pop(attempt))
+
+    def learn(self, provider: int, request: Request, end: End, seconds: float) -> None: ...
+
+
+class RoundRobin(_Shared):
+    turn = -1
+
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        self.turn += 1
+        return pool[self.turn % len(pool)]
+
+
+class Weighted(_Shared):
+    """Drawn by 1 / price."""
+
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        return self.random.choices(pool, [1.0 / self.world.price(i, request) for i in pool])[0]
+
+
+class LowestCost(_Shared):
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        return min(pool, key=lambda i: (self.world.price(i, request), i))
+
+
+class MeanOfTen(_Shared):
+    """The lowest mean of the last ten raw seconds; never used counts as 0, a timeout as 1000 s, other failures as nothing."""
+
+    def __init__(self, world: World, seed: int, value_of_time: float) -> None:
+        super().__init__(world, seed, value_of_time)
+        self.last: list[deque[float]] = [deque(maxlen=10) for _ in self.closed_until]
+
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        means = [sum(self.last[i]) / len(self.last[i]) if self.last[i] else 0.0 for i in pool]
+        low = min(means)
+        return self.random.choice([i for i, mean in zip(pool, means, strict=True) if mean <= low])
+
+    def learn(self, provider: int, request: Request, end: End, seconds: float) -> None:
+        if end.kind == "success":
+            self.last[provider].append(seconds)
+        elif end.kind == "no_answer":
+            self.last[provider].append(1000.0)
+
+
+class PeakEwma(_Shared):
+    """Power of two choices over the peak EWMA of latency times calls in flight; decay 10 s."""
+
+    DECAY_S = 10.0
+
+    def __init__(self, world: World, seed: int, value_of_time: float) -> None:
+        super().__init__(world, seed, value_of_time)
+        self.ewma = [1.0] * len(self.closed_until)
+        self.at = [0.0] * len(self.closed_until)
+
+    def rank(self, pool: list[int], request: Request, now: float) -> int:
+        two = self.random.sample(pool, 2) if len(pool) > 1 else pool
+        return min(two, key=lambda i: self.ewma[i] * (self.world.in_flight[i] + 1))
+
+    def learn(self, provider: int, request: Request, end: End, seconds: float) -> None:
+        if end.kind in ("rate_limited", "refused"):
+            return
+        keep = math.exp(-(self.world.now - self.at[provider]) / self.DECAY_S)
+        self.at[provider] = self.world.now
+        decayed = self.ewma[provider] * keep + seconds * (1.0 - keep)
+        self.ewma[provider] = max(seconds, decayed)
+
+
+class Oracle(_Shared):
+    """Knows every provider's present distribution and cap, not the draws. Nothing is left out, nothing learnt."""
+
+    def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
+        world = self.world
+        best, lowest = None, math.inf
+        for i in range(len(world.scenario.providers)):
+            if world.exists(i) and i not in request.tried:
+                index = true_index(world, i, request, now, self.value_of_time)
+                if index < lowest:
+                    best, lowest = i, index
+        return best, None if best is not None else 1.0
+
+    def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None: ...
+
+
+def true_index(world: World, i: int, request: Request, now: float, value_of_time: float) -> float:
+    """Expected dollars until a success when provider i is tried first, from what is really so at this moment."""
+    scenario = world.scenario
+    provider = scenario.providers[i]
+    regime = provider.regime(now)
+    if regime.cap is not None and world.in_flight[i] >= regime.cap:
+        return math.inf
+    price = world.price(i, request)
+    median = provider.p50_s * regime.slow * scenario.law.factor(request.megapixels, request.images)
+    sigma = provider.sigma
+    z = math.log(ATTEMPT_LIMIT_S / median) / sigma
+    late = 0.5 * math.erfc(z * math.sqrt(0.5))
+    # The mean of the log-normal below the limit: slower calls end there, as failures.
+    mean = median * math.exp(0.5 * sigma**2) * 0.5 * math.erfc((sigma - z) * math.sqrt(0.5)) / max(1.0 - late, 1e-9)
+    fails = provider.fails if regime.fails is None else regime.fails
+    if regime.hangs:
+        fails, late = 0.0, 1.0
+    p = max((1.0 - fails) * (1.0 - late), 1e-6)
+    lost_s = fails * (0.6 if regime.fast_fail else 0.5 * mean) + (1.0 - fails) * late * ATTEMPT_LIMIT_S
+    billed = 0.0 if regime.fast_fail else fails * provider.bills_failures
+    lost = (billed + (1.0 - fails) * late * MAYBE_BILLED) * price + value_of_time * lost_s
+    return price + value_of_time * mean + lost / p
+
+
+Maker = Callable[[World, int, float], object]
+BASELINES: Mapping[str, Maker] = {
+    "round robin": RoundRobin,
+    "weighted 1/price": Weighted,
+    "lowest mean of ten": MeanOfTen,
+    "lowest cost": LowestCost,
+    "p2c peak EWMA": PeakEwma,
+}
