@@ -356,12 +356,13 @@ class Gateway:
         if not isinstance(error, ProviderError):
             error = ProviderError(ErrorKind.CANCELLED, "The router stopped before the answer came.")
         error.billed = billed = booking.billed(error, offer.provider)
+        # What the failed answer proved about its bill; nothing proved: the worst case.
+        proof = error.evidence or (ran.result if ran is not None else None)
         usage = None
-        priced = settle(offer.price, Usage(requests=0), offer.quote)  # nothing is known: the worst case
-        if ran is not None and billed is Billed.YES and any(image.size for image in ran.result.images):
-            sizes = tuple(image.size for image in ran.result.images if image.size is not None)
-            usage = used(work.request, offer, ran.result, sizes)
-            priced = settle(offer.price, usage, offer.quote)
+        if proof is not None and billed is Billed.YES and _proves(proof):
+            sizes = tuple(image.size for image in proof.images if image.size is not None)
+            usage = used(work.request, offer, proof, sizes)
+        priced = settle(offer.price, usage or Usage(requests=0), offer.quote)
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
         cost = 0 if billed is Billed.NO else priced.charge.total_nanos
@@ -595,6 +596,11 @@ def response_format(request: ImageRequest) -> str:
     if request.model.startswith(("gpt-image", "chatgpt-image")):
         return "b64_json"
     return "both" if request.operation is Operation.EDIT else "url"
+
+
+def _proves(result: ImageResult) -> bool:
+    """Whether an answer says anything that money can be computed from."""
+    return bool(result.reported or result.tokens or result.seconds or any(image.size for image in result.images))
 
 
 def _seed(seed: int | None, index: int) -> int | None:
