@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -62,12 +63,22 @@ class Blobs(Protocol):
 
     async def delete(self, names: Iterable[str]) -> None: ...
 
-    async def forget(self, request_ids: Iterable[str]) -> None:
-        """Delete the notes of these requests, not their pictures."""
+    async def scan(self) -> dict[str, Stored]:
+        """All pictures that are kept."""
         ...
 
-    async def scan(self) -> dict[str, Stored]:
-        """Everything that is kept."""
+    async def remember(self, request_id: str, document: bytes) -> None:
+        """Keep what there is to say about a request."""
+        ...
+
+    async def recall(self, request_id: str) -> bytes | None: ...
+
+    async def forget(self, request_id: str) -> None:
+        """Delete a request's document and the note of its pictures, not the pictures."""
+        ...
+
+    async def forget_before(self, moment: float) -> None:
+        """The same for every request last written before this, Unix seconds."""
         ...
 
 
@@ -133,8 +144,15 @@ class MediaStore:
             if request_id in stored.requests and stored.requests <= {request_id}:
                 doomed.append(name)
         await self._blobs.delete(doomed)
-        await self._blobs.forget([request_id])
+        await self._blobs.forget(request_id)
         return len(doomed)
+
+    async def remember(self, request_id: str, document: bytes) -> None:
+        """Keep a document about a request for the store's lifetime, so that a restart does not lose it."""
+        await self._blobs.remember(request_id, document)
+
+    async def recall(self, request_id: str) -> bytes | None:
+        return await self._blobs.recall(request_id)
 
     async def sweep(self) -> int:
         """Delete what has outlived its last link, then the oldest until the rest fits; how many went."""
@@ -143,15 +161,14 @@ class MediaStore:
         kept = await self._blobs.scan()
         oldest = sorted(kept.items(), key=lambda item: item[1].touched)
         total, dead = sum(stored.length for stored in kept.values()), self._now() - self._lifetime_s
-        doomed: dict[str, Stored] = {}
+        doomed = []
         for name, stored in oldest:
             if stored.touched > dead and total <= self._max_bytes:
                 break
-            doomed[name] = stored
+            doomed.append(name)
             total -= stored.length
         await self._blobs.delete(doomed)
-        living = {request for name, stored in kept.items() if name not in doomed for request in stored.requests}
-        await self._blobs.forget({r for stored in doomed.values() for r in stored.requests} - living)
+        await self._blobs.forget_before(dead)
         return len(doomed)
 
     async def run(self, every_s: float = 600.0) -> None:
@@ -176,14 +193,15 @@ class Directory:
     """Pictures in a local directory, which several processes may share.
 
     ``pictures/ab/abc....png`` are the pictures, ``requests/req_...`` one line per picture that a request made,
-    ``incoming/`` pictures being written.
+    ``documents/req_...`` what else is to be remembered of it, ``incoming/`` files being written.
     """
 
     def __init__(self, root: Path) -> None:
         self._pictures = root / "pictures"
         self._requests = root / "requests"
+        self._documents = root / "documents"
         self._incoming = root / "incoming"
-        for directory in (self._pictures, self._requests, self._incoming):
+        for directory in (self._pictures, self._requests, self._documents, self._incoming):
             directory.mkdir(parents=True, exist_ok=True)
         for leftover in self._incoming.iterdir():  # of a crash; a running write takes no hour
             if leftover.stat().st_mtime < time.time() - 3600:
@@ -198,12 +216,16 @@ class Directory:
             os.utime(path)
         except FileNotFoundError:
             path.parent.mkdir(exist_ok=True)
-            part = self._incoming / f"{name}.{os.getpid()}.{time.monotonic_ns()}"
-            part.write_bytes(data)
-            part.replace(path)  # whole or not at all, for readers and after a crash
+            self._place(path, data)
         if _REQUEST.fullmatch(request_id):
             with (self._requests / request_id).open("a") as notes:
                 notes.write(name + "\n")
+
+    def _place(self, path: Path, data: bytes) -> None:
+        """Whole or not at all, for readers and after a crash."""
+        part = self._incoming / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
+        part.write_bytes(data)
+        part.replace(path)
 
     async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
         path = self._path(name)
@@ -225,8 +247,32 @@ class Directory:
     async def delete(self, names: Iterable[str]) -> None:
         await asyncio.to_thread(_unlink, [self._path(name) for name in names])
 
-    async def forget(self, request_ids: Iterable[str]) -> None:
-        await asyncio.to_thread(_unlink, [self._requests / r for r in request_ids if _REQUEST.fullmatch(r)])
+    async def remember(self, request_id: str, document: bytes) -> None:
+        if _REQUEST.fullmatch(request_id):
+            await asyncio.to_thread(self._place, self._documents / request_id, document)
+
+    async def recall(self, request_id: str) -> bytes | None:
+        if not _REQUEST.fullmatch(request_id):
+            return None
+        try:
+            return await asyncio.to_thread((self._documents / request_id).read_bytes)
+        except FileNotFoundError:
+            return None
+
+    async def forget(self, request_id: str) -> None:
+        if _REQUEST.fullmatch(request_id):
+            await asyncio.to_thread(_unlink, [self._requests / request_id, self._documents / request_id])
+
+    async def forget_before(self, moment: float) -> None:
+        await asyncio.to_thread(self._forget_before, moment)
+
+    def _forget_before(self, moment: float) -> None:
+        for path in (*self._requests.iterdir(), *self._documents.iterdir()):
+            try:
+                if path.stat().st_mtime < moment:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
 
     async def scan(self) -> dict[str, Stored]:
         return await asyncio.to_thread(self._scan)

@@ -75,6 +75,8 @@ class ImageRequest:
     )  # fields that are not OpenAI's, offered to the adapter as they came
     preferences: Preferences = Preferences()
     warnings: tuple[Warn, ...] = ()  # what reading the request already dropped or converted
+    later: bool = False  # the client does not wait: it will ask for the result, or be called at webhook_url
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from router.api.mediafiles import MediaFile
 from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import encode_error
+from router.api.requests import Requests, RequestState
+from router.api.webhooks import Webhooks
 from router.mediastore import PATH, MediaStore
 
 MIB = 1024 * 1024
@@ -35,14 +37,18 @@ def routes(
     public_url: str | None = None,
     forward_undecodable: bool = False,
     media: MediaStore | None = None,
+    webhooks: Webhooks | None = None,
+    max_running: int = 2000,
     ready: Ready = dict,
     metrics: Metrics | None = None,
     started: Callable[[str], None] = lambda operation: None,
 ) -> list[BaseRoute]:
     """The application's routes, to be mounted at the root."""
     auth = Authenticator(keys)
+    requests = Requests(gateway, media, webhooks, running=max_running)
     face = Face(
         gateway,
+        requests,
         auth,
         Intake(body_bytes=body_bytes, in_flight_bytes=in_flight_bytes),
         fetch,
@@ -56,6 +62,7 @@ def routes(
         Route("/v1/images/variations", Variations(face), methods=["POST"]),
         Route("/v1/models", Models(gateway, auth), methods=["GET"]),
         Route("/v1/models/{name:path}", Model(gateway, auth), methods=["GET"]),
+        Route("/v1/requests/{request_id}", RequestState(requests, auth), methods=["GET", "DELETE"]),
         Route("/healthz", Health(), methods=["GET"]),
         Route("/readyz", Readiness(ready), methods=["GET"]),
     ]

@@ -49,6 +49,7 @@ KINDS: Mapping[str, str] = {
     "aspect_ratio": TEXT,
     "resolution": TEXT,
     "provider": OBJECT,
+    "webhook_url": TEXT,
 }
 """Every field with a meaning here, and what it must be. All others are the provider's."""
 
@@ -139,7 +140,9 @@ def typed(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if value is None:
             continue
         kind = KINDS.get(name)
-        if kind is None:
+        if name == "background" and isinstance(value, bool):
+            known["later"] = value  # the word of OpenAI's Responses API for work that nobody waits for
+        elif kind is None:
             if isinstance(value, (dict, list)):
                 _bounded(value, name)
             extra[name] = value
@@ -232,6 +235,9 @@ def check_values(known: Mapping[str, Any]) -> None:
             raise RequestError(
                 400, f"'{name}' is longer than {most} characters.", code="string_above_max_length", param=name
             )
+    url = known.get("webhook_url")
+    if url is not None and (len(url) > 2048 or not url.lower().startswith("https://")):
+        raise wrong_value("webhook_url", "'webhook_url' must be an https URL of at most 2048 characters.")
     if len(known.get("model", "")) > _MAX_NAME:
         raise RequestError(404, "The model does not exist.", code="model_not_found", param="model")
 

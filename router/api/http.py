@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,19 +241,15 @@ class Intake:
         self._idle_s = idle_s
         self.in_flight = 0  # bytes of bodies of requests not yet answered
 
-    @asynccontextmanager
-    async def reserve(self, exchange: Exchange) -> AsyncIterator[Reservation]:
-        """A claim on memory for one request, given back at its end. RequestError before anything is read."""
+    def reserve(self, exchange: Exchange) -> Reservation:
+        """A claim on memory for one request, to be released at its end. RequestError before anything is read."""
         declared = _declared(exchange)
         if declared is not None and declared > self.body_bytes:
             raise self._too_large()
         reservation = Reservation(self)
-        try:
-            if declared:
-                reservation.grow(declared)
-            yield reservation
-        finally:
-            self.in_flight -= reservation.held
+        if declared:
+            reservation.grow(declared)
+        return reservation
 
     def _too_large(self) -> RequestError:
         return RequestError(413, f"The request body is larger than {self.body_bytes} bytes.", code="request_too_large")
@@ -312,6 +307,10 @@ class Reservation:
             )
         self._intake.in_flight += by
         self.held += by
+
+    def release(self) -> None:
+        self._intake.in_flight -= self.held
+        self.held = 0
 
 
 def _declared(exchange: Exchange) -> int | None:

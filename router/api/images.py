@@ -13,12 +13,13 @@ from starlette.types import Receive, Scope, Send
 from router.api import wire
 from router.api.auth import Authenticator
 from router.api.forms import FormError, FormReader, Part
-from router.api.http import Exchange, Guarded, Intake, Reservation, send_json, unless_gone
+from router.api.http import Exchange, Guarded, Intake, Reservation, send_json
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import OFF_LOOP, completed_headers, encode_completed
-from router.api.streaming import stream
+from router.api.requests import Requests, send_accepted
+from router.api.streaming import Events
 from router.errors import RequestError
-from router.types import Completed, ImageRequest, Operation
+from router.types import ImageRequest, Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Face:
     """What all image endpoints share."""
 
     gateway: GatewayPort
+    requests: Requests
     auth: Authenticator
     intake: Intake
     fetch: Fetch | None = None
@@ -53,21 +55,38 @@ class Images(Guarded):
         exchange.operation = self.operation.value
         face.started(exchange.operation)
         caller = exchange.caller = face.auth.caller(exchange)
-        async with face.intake.reserve(exchange) as reservation:
+        reservation = face.intake.reserve(exchange)
+        started = False
+        try:
             request = await self.read(exchange, receive, reservation)
             exchange.model = request.model
             if exchange.asks("dryRun"):
                 await send_json(send, 200, orjson.dumps(face.gateway.quote(request, caller), default=str))
                 return
             explain = exchange.asks("explain") or exchange.headers.get(b"x-pixelroute-explain") in (b"1", b"true")
-            if request.stream:
-                await stream(face.gateway, request, caller, exchange, receive, send)
-                return
-            completed: Completed = await unless_gone(
-                receive, face.gateway.run(request, caller, request_id=exchange.request_id, routing=explain)
+            events = Events(request, send) if request.stream else None
+            base_url = face.base_url(exchange, scope)
+            record = face.requests.start(
+                exchange,
+                request,
+                caller,
+                reservation,
+                base_url=base_url,
+                emit=events.emit if events is not None else None,
+                routing=explain,
             )
-        exchange.completed = completed
-        body = await encode_completed(completed, request, base_url=face.base_url(exchange, scope), explain=explain)
+            started = True
+        finally:
+            if not started:
+                reservation.release()
+        if events is not None:
+            await events.run(face.requests, record, exchange, receive)
+            return
+        if request.later:
+            await send_accepted(record, send)
+            return
+        completed = exchange.completed = await face.requests.wait(record, receive)
+        body = await encode_completed(completed, request, base_url=base_url, explain=explain)
         headers = completed_headers(completed, exchange.elapsed_s - completed.provider_s)
         await send_json(send, 200, body, headers)
 

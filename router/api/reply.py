@@ -161,6 +161,13 @@ async def base64_text(image: GeneratedImage) -> bytes:
     return await _off_loop(pybase64.b64encode, image.data)
 
 
+async def raw_bytes(image: GeneratedImage) -> bytes:
+    """A picture's bytes, decoded off the event loop when they are many."""
+    if image.data is not None:
+        return image.data
+    return await _off_loop(pybase64.b64decode, await base64_text(image))
+
+
 def _dirty(text: bytes) -> bool:
     """Whether there is anything that would end the JSON string or the base64 early. Four scans at memory speed."""
     return b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text or b"-" in text or b"_" in text

@@ -13,11 +13,11 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Send
 
-from router.api.http import ClientGone, Exchange, as_request_error, log, unless_gone
-from router.api.ports import GatewayPort
+from router.api.http import ClientGone, Exchange, as_request_error, log
 from router.api.reply import NO_USAGE, base64_text, complete_usage, echoed_quality
+from router.api.requests import Record, Requests
 from router.errors import RequestError
-from router.types import Accepted, Caller, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
+from router.types import Accepted, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
 
 HEARTBEAT_S = 12.0
 """Longest silence on a stream, seconds."""
@@ -30,73 +30,61 @@ _HEADERS = [
 ]
 
 
-async def stream(
-    gateway: GatewayPort,
-    request: ImageRequest,
-    caller: Caller,
-    exchange: Exchange,
-    receive: Receive,
-    send: Send,
-) -> None:
-    """Run the request and send its events. RequestError only while nothing has been sent."""
-    events = _Events(request, send)
-    beat: asyncio.Task[None] | None = None
-
-    async def emit(event: Accepted | PartialImage) -> None:
-        nonlocal beat
-        await events.start()
-        if beat is None:
-            beat = asyncio.ensure_future(_heartbeat(events))
-        if isinstance(event, PartialImage):
-            await events.partial(event)
-
-    try:
-        completed = await unless_gone(receive, gateway.run(request, caller, request_id=exchange.request_id, emit=emit))
-        exchange.completed = completed
-        await events.start()
-        await events.completed(completed)
-    except ClientGone:
-        raise
-    except Exception as error:
-        if not events.started:
-            raise
-        exchange.error = as_request_error(error)
-        if exchange.error.status == 500:
-            log.error("unhandled error in a stream", exc_info=error, extra={"request_id": exchange.request_id})
-        await events.error(exchange.error)
-    finally:
-        if beat is not None:
-            beat.cancel()
-    await events.end()
-
-
-async def _heartbeat(events: _Events) -> None:
-    while True:
-        await asyncio.sleep(HEARTBEAT_S)
-        await events.write(b": keep-alive\n\n")
-
-
-class _Events:
-    """Writes the events of one stream, one at a time."""
+class Events:
+    """The events of one stream, written one at a time."""
 
     def __init__(self, request: ImageRequest, send: Send) -> None:
         self._request = request
         self._send = send
         self._lock = asyncio.Lock()
+        self._beat: asyncio.Task[None] | None = None
+        self._gone = False
         self.started = False
+
+    async def run(self, requests: Requests, record: Record, exchange: Exchange, receive: Receive) -> None:
+        """See the request to its end. RequestError only while nothing has been sent."""
+        try:
+            completed = exchange.completed = await requests.wait(record, receive)
+            await self.start()
+            await self.completed(completed)
+        except ClientGone:
+            self._gone = True
+            raise
+        except Exception as error:
+            if not self.started:
+                raise
+            exchange.error = as_request_error(error)
+            if exchange.error.status == 500:
+                log.error("unhandled error in a stream", exc_info=error, extra={"request_id": exchange.request_id})
+            await self.error(exchange.error)
+        finally:
+            if self._beat is not None:
+                self._beat.cancel()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def emit(self, event: Accepted | PartialImage) -> None:
+        """What the gateway tells while it works. A client that has left is told nothing more."""
+        if self._gone:
+            return
+        await self.start()
+        if isinstance(event, PartialImage):
+            await self.partial(event)
 
     async def start(self) -> None:
         if not self.started:
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            self._beat = asyncio.create_task(self._heartbeat())
 
-    async def write(self, *pieces: bytes) -> None:
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._write(b": keep-alive\n\n")
+
+    async def _write(self, *pieces: bytes) -> None:
         async with self._lock:
             for piece in pieces:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
 
     async def partial(self, event: PartialImage) -> None:
         if event.index >= self._request.partial_images:
@@ -112,7 +100,7 @@ class _Events:
 
     async def error(self, error: RequestError) -> None:
         body = {"type": "error"} | error.body()
-        await self.write(b"event: error\ndata: " + orjson.dumps(body, default=str) + b"\n\n")
+        await self._write(b"event: error\ndata: " + orjson.dumps(body, default=str) + b"\n\n")
 
     async def _picture(
         self, kind: str, image: GeneratedImage, more: dict[str, Any], completed: Completed | None
@@ -131,7 +119,7 @@ class _Events:
             **more,
         }
         text = await base64_text(image)
-        await self.write(
+        await self._write(
             f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode(),
             text,
             b'",' + orjson.dumps(rest)[1:] + b"\n\n",

@@ -162,6 +162,8 @@ def _request(
     n = fields.read_n(known)
     size = fields.read_size(known, warnings)
     stream = bool(known.get("stream", False)) and operation is not Operation.VARIATION
+    if stream and known.get("later"):
+        raise fields.wrong_value("background", "A request that runs in the background cannot be streamed.")
     for name in fields.PASSED_ON:
         if name in known:
             extra[name] = known[name]
@@ -186,7 +188,14 @@ def _request(
         extra=extra,
         preferences=fields.read_preferences(known.get("provider"), headers),
         warnings=tuple(warnings),
+        later=known.get("later", False) or _prefers_async(headers),
+        webhook_url=known.get("webhook_url"),
     )
+
+
+def _prefers_async(headers: Headers) -> bool:
+    prefer = headers.get(b"prefer")
+    return prefer is not None and b"respond-async" in prefer.lower().replace(b" ", b"").split(b",")
 
 
 def _require_prompt(known: Mapping[str, Any]) -> None:

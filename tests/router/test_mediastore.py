@@ -29,8 +29,8 @@ class Clock:
         return self.now
 
     def stamp(self, age_s: float) -> None:
-        """Make every picture written so far this old."""
-        for path in (self._root / "pictures").glob("*/*"):
+        """Make everything written so far this old."""
+        for path in self._root.rglob("*"):
             os.utime(path, (self.now - age_s, self.now - age_s))
 
 
@@ -185,6 +185,23 @@ async def test_leftovers_of_a_crash_are_cleared(tmp_path: Path) -> None:
     os.utime(old, (1, 1))
     Directory(tmp_path)
     assert (old.exists(), new.exists()) == (False, True)
+
+
+async def test_documents(store: MediaStore, clock: Clock) -> None:
+    await store.remember("req_1", b"one")
+    await store.remember("req_1", b"two")
+    await store.remember("req_2", b"other")
+    await store.remember("../x", b"escape")
+    assert await store.recall("req_1") == b"two"
+    assert await store.recall("req_3") is None
+    assert await store.recall("../x") is None
+    await store.purge("req_1")
+    assert await store.recall("req_1") is None
+    clock.stamp(age_s=3601)
+    await store.remember("req_4", b"new")
+    await store.sweep()
+    assert await store.recall("req_2") is None
+    assert await store.recall("req_4") == b"new"
 
 
 def test_a_short_key_is_refused(tmp_path: Path) -> None:

@@ -70,8 +70,6 @@ class FakeGateway:
     callers: list[Caller] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     defaults: dict[Operation, str] = field(default_factory=dict)
-    cancelled: int = 0
-    linger: bool = False
 
     async def run(
         self,
@@ -90,13 +88,9 @@ class FakeGateway:
         self.callers.append(caller)
         self.ids.append(request_id)
         if self.behave is not None:
-            try:
-                done = self.behave(request, emit)
-                if asyncio.iscoroutine(done):
-                    await done
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
+            done = self.behave(request, emit)
+            if asyncio.iscoroutine(done):
+                await done
         elif emit is not None:
             await emit(Accepted())
             for index in range(request.partial_images):

@@ -51,6 +51,8 @@ def check(response: httpx.Response) -> None:
         assert set(body["error"]) == {"message", "type", "param", "code"}
         assert isinstance(body["error"]["message"], str)
         assert body["error"]["code"] is None or isinstance(body["error"]["code"], str)
+    elif response.status_code == 202:
+        assert body["status"] == "processing"
     else:
         assert body["data"]
 

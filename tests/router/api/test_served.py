@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from starlette.applications import Starlette
 
 from router.api import Exchange
 from router.errors import RequestError
+from router.mediastore import Directory, MediaStore
 from router.types import Accepted, GeneratedImage, PartialImage
 from tests.router.api.conftest import KEY
 from tests.router.api.fake import FakeGateway, mask, picture
@@ -196,40 +198,60 @@ async def test_t2_requests_run_side_by_side(url: str, gateway: FakeGateway) -> N
     assert time.monotonic() - started < 4
 
 
-async def test_t3_a_client_that_leaves(url: str, gateway: FakeGateway, seen: list[Exchange]) -> None:
-    entered = asyncio.Event()
+@pytest.mark.parametrize("stream", [False, True])
+async def test_t3_a_client_that_leaves(
+    make_app: Callable[..., Starlette], gateway: FakeGateway, seen: list[Exchange], tmp_path: Path, stream: bool
+) -> None:
+    """Its slot is freed, the work goes on (it will be billed), and the result can be had later."""
+    entered, go_on = asyncio.Event(), asyncio.Event()
 
-    async def forever(request: Any, emit: Any) -> None:
+    async def wait(request: Any, emit: Any) -> None:
         entered.set()
-        await asyncio.Event().wait()
+        await go_on.wait()
+        if emit is not None:
+            await emit(Accepted())
 
-    gateway.behave = forever
-    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client:
-        for count, stream in enumerate((False, True), 1):
-            body = {"prompt": "a", "model": "gpt-image-2", "stream": stream}
-            task = asyncio.create_task(client.post("/v1/images/generations", json=body))
-            await entered.wait()
-            entered.clear()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await until(lambda expected=count: len(seen) == expected)  # type: ignore[misc]
+    gateway.behave = wait
+    store = MediaStore(Directory(tmp_path), key=b"k" * 32)
+    async with (
+        served(make_app(media=store)) as url,
+        httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client,
+    ):
+        body = {"prompt": "a", "model": "gpt-image-2", "stream": stream}
+        task = asyncio.create_task(client.post("/v1/images/generations", json=body))
+        await entered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: bool(seen))
+        assert (seen[0].gone, seen[0].status) == (True, 0)
+        path = f"/v1/requests/{gateway.ids[0]}"
+        running = (await client.get(path)).json()
+        assert (running["status"], running["object"]) == ("processing", "request")
+        go_on.set()
+        await until(lambda: store._written > 0)
+        answer = (await client.get(path)).json()
+        assert answer["status"] == "completed"
+        (item,) = answer["response"]["data"]
+        assert (await client.get(item["url"])).content == gateway.data
         gateway.behave = None
         assert (await client.post("/v1/images/generations", json={"prompt": "a", "model": "gpt-image-2"})).is_success
-    assert gateway.cancelled == 2
-    assert [exchange.gone for exchange in seen] == [True, True, False]
 
 
 async def test_t3_a_client_that_leaves_in_the_middle_of_a_stream(
     url: str, gateway: FakeGateway, seen: list[Exchange]
 ) -> None:
-    async def forever(request: Any, emit: Any) -> None:
+    go_on, done = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Any, emit: Any) -> None:
         await emit(Accepted())
         await emit(PartialImage(gateway.image("b64_json"), 0))
-        await asyncio.Event().wait()
+        await go_on.wait()
+        await emit(PartialImage(gateway.image("b64_json"), 1))
+        done.set()
 
-    gateway.behave = forever
-    body = {"prompt": "a", "model": "gpt-image-2", "stream": True, "partial_images": 1}
+    gateway.behave = wait
+    body = {"prompt": "a", "model": "gpt-image-2", "stream": True, "partial_images": 2}
     async with (
         httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client,
         client.stream("POST", "/v1/images/generations", json=body) as response,
@@ -238,8 +260,9 @@ async def test_t3_a_client_that_leaves_in_the_middle_of_a_stream(
             if line.startswith("data:"):
                 break
     await until(lambda: bool(seen))
-    assert gateway.cancelled == 1
     assert seen[0].gone
+    go_on.set()
+    await done.wait()
 
 
 async def test_d3_a_client_that_leaves_while_uploading(url: str, seen: list[Exchange]) -> None:
