@@ -35,6 +35,7 @@ from router.types import (
     ImageResult,
     Operation,
     PartialImage,
+    Warn,
 )
 
 log = logging.getLogger(__name__)
@@ -442,7 +443,7 @@ class Gateway:
             background=result.background,
             seed=result.seed,
             usage=result.usage,
-            warnings=delivered.warnings,
+            warnings=(*work.order.warnings, *_emulated(request, offer), *delivered.warnings),
             routing=decision.record() if routing else None,
             input_pixels=sum(image.size.pixels for image in request.images if image.size is not None),
             output_pixels=sum(size.pixels for size in delivered.made),
@@ -596,6 +597,13 @@ def response_format(request: ImageRequest) -> str:
     if request.model.startswith(("gpt-image", "chatgpt-image")):
         return "b64_json"
     return "both" if request.operation is Operation.EDIT else "url"
+
+
+def _emulated(request: ImageRequest, offer: Offer) -> tuple[Warn, ...]:
+    calls = offer.expected.requests
+    if calls == 1:
+        return ()
+    return (Warn("n_emulated", f"{request.n} pictures were made by {calls} calls of the provider.", "n"),)
 
 
 def _proves(result: ImageResult) -> bool:

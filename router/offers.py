@@ -12,7 +12,7 @@ from router.errors import Billed, ErrorKind, RequestError
 from router.providers.base import Adapter
 from router.routing import Candidate, RouteRequest
 from router.routing.catalog import Catalog
-from router.types import ImageRequest, ImageResult, Model, Provider, Target
+from router.types import ImageRequest, ImageResult, Model, Provider, Target, Warn
 
 _CACHED_QUOTES = 4096
 
@@ -38,6 +38,7 @@ class Order:
     model: Model
     pinned: str | None
     offers: tuple[Offer, ...]
+    warnings: tuple[Warn, ...] = ()
 
     def offer(self, target: str) -> Offer:
         return next(offer for offer in self.offers if offer.target.key == target)
@@ -62,7 +63,7 @@ class Offers:
     def order(self, request: ImageRequest, at: datetime) -> Order:
         """Raises RequestError when the model is unknown or no target can serve the request."""
         model, pinned = self.catalog.resolve(request.model)
-        request = self.catalog.complete(request, model)
+        request, warnings = self.catalog.complete(request, model)
         offers = tuple(
             self._offer(request, model, fit.target, fit.lacks, at) for fit in self.catalog.fits(request, model, pinned)
         )
@@ -75,7 +76,7 @@ class Offers:
                 param="model",
                 type="server_error",
             )
-        return Order(request, model, pinned, offers)
+        return Order(request, model, pinned, offers, warnings)
 
     def reach(self, key: str) -> tuple[Target, Provider, Adapter] | None:
         """A target by its key, with how it is reached; None if this installation no longer has it."""

@@ -9,7 +9,9 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from router.errors import RequestError
-from router.types import ImageRequest, Model, Operation, Target
+from router.types import ImageRequest, Model, Operation, Target, Warn
+
+VARIATION_PROMPT = "Create a variation of this image. Keep its subject, style and composition."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,16 @@ class Catalog:
             if slug in self.models and (not allowed or slug in allowed)
         ]
 
-    def complete(self, request: ImageRequest, model: Model) -> ImageRequest:
-        """The request with what the catalogue fills in where the client left it open."""
+    def complete(self, request: ImageRequest, model: Model) -> tuple[ImageRequest, tuple[Warn, ...]]:
+        """The request with what the catalogue fills in where the client left it open, and what the client is told."""
+        warnings: tuple[Warn, ...] = ()
         if request.size is None and model.default_size is not None:
-            return replace(request, size=model.default_size)
-        return request
+            request = replace(request, size=model.default_size)
+        if request.operation is Operation.VARIATION and not request.prompt:
+            request = replace(request, prompt=VARIATION_PROMPT)
+            told = "No provider varies pictures any more: this is an edit with a prompt of the router's."
+            warnings = (Warn("variation_emulated", told),)
+        return request, warnings
 
     def fits(self, request: ImageRequest, model: Model, pinned: str | None) -> tuple[Fit, ...]:
         """Every target of the model with what it lacks; RequestError 400 naming the field when none can serve."""
