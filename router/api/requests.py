@@ -150,31 +150,33 @@ class Requests:
 
     async def _end(self, record: Record, completed: Completed | None, error: RequestError | None) -> None:
         """Note the outcome: without the pictures' bytes, with links to them if they are to be asked for later."""
-        webhook_url = record.request.webhook_url
-        record.request = replace(record.request, images=(), mask=None, extra={})
+        request = record.request
+        if request.images or request.extra:
+            record.request = replace(request, images=(), mask=None, extra={})
         if completed is not None:
-            images = [replace(image, data=None, b64=None) for image in completed.images]
-            if record.later and self._store is not None:
-                images = [
-                    image
-                    if image.url is not None
-                    else replace(
-                        image, url=await self._store.put(await raw_bytes(made), made.format or "png", record.request_id)
-                    )
-                    for image, made in zip(images, completed.images, strict=True)
-                ]
-            record.completed = replace(completed, images=tuple(images), response_format="url")
+            record.completed = await self._lasting(completed, record)
         record.error = error
         if record.later and self._store is not None:
             document = {"key": record.caller.key, "body": (await record.describe()).decode()}
             await self._store.remember(record.request_id, orjson.dumps(document))
-        if webhook_url is not None and self._webhooks is not None:
+        if request.webhook_url is not None and self._webhooks is not None:
             event = b'{"type":"image.%s","timestamp":%d,"data":%s}' % (
                 record.status.encode(),
                 int(time.time()),
                 await record.describe(),
             )
-            self._webhooks.send(webhook_url, f"msg_{record.request_id}", event)
+            self._webhooks.send(request.webhook_url, f"msg_{record.request_id}", event)
+
+    async def _lasting(self, completed: Completed, record: Record) -> Completed:
+        if completed.response_format == "url" and all(image.url is not None for image in completed.images):
+            return completed
+        images = []
+        for image in completed.images:
+            url = image.url
+            if url is None and record.later and self._store is not None:
+                url = await self._store.put(await raw_bytes(image), image.format or "png", record.request_id)
+            images.append(replace(image, data=None, b64=None, url=url))
+        return replace(completed, images=tuple(images), response_format="url")
 
     # --- asked for later -------------------------------------------------------------------------------------
 
