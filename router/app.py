@@ -186,6 +186,7 @@ class Runtime:
             observer=self.telemetry,
             clock=Clock(lambda: datetime.now(UTC), time.monotonic, new_attempt_id),
             timeout_s=settings.limits.request_timeout_s,
+            terms=settings.terms,
             refused_elsewhere=settings.refused == "failover",
             weights=settings.weights,
             policy=settings.routing.preset,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
-from pricing import Basis, ImageSize, Usage
+from pricing import Basis, Cost, ImageSize, Usage
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
@@ -73,6 +73,7 @@ def settlement(
     attempt_id: str,
     at: datetime,
     priced: Priced,
+    cost: Cost,
     state: State,
     outcome: str,
     duration_s: float,
@@ -83,16 +84,16 @@ def settlement(
     error: ProviderError | None = None,
     delivered: bool = False,
 ) -> Settlement:
-    """How the attempt ended. A void attempt costs nothing, whatever was quoted."""
+    """How the attempt ended. A void attempt costs nothing, whatever was quoted; both costs are kept, list and ours."""
     void = state is State.VOID
-    charge = priced.charge
+    charge = cost.contracted
     return Settlement(
         attempt_id=attempt_id,
         state=state,
         recorded_at=at,
         outcome=outcome,
         amount_nanos=0 if void else charge.total_nanos,
-        list_nanos=0 if void else charge.total_nanos,
+        list_nanos=0 if void else cost.list.total_nanos,
         currency=charge.currency,
         basis=charge.basis.value,
         items=() if void else tuple(item.as_dict() for item in charge.items),
@@ -183,6 +184,7 @@ def recovered(
     duration_s: float,
     *,
     priced: Priced | None = None,
+    cost: Cost | None = None,
     usage: Usage | None = None,
     provider_request_id: str | None = None,
     error: ProviderError | None = None,
@@ -193,11 +195,11 @@ def recovered(
         state=State.SETTLED if priced else State.VOID,
         recorded_at=at,
         outcome="success" if priced else error.consequence.outcome if error else "cancelled",
-        amount_nanos=priced.charge.total_nanos if priced else 0,
-        list_nanos=priced.charge.total_nanos if priced else 0,
+        amount_nanos=cost.contracted.total_nanos if cost else 0,
+        list_nanos=cost.list.total_nanos if cost else 0,
         currency=opening.currency,
         basis=priced.basis.value if priced else Basis.MEASURED.value,
-        items=tuple(item.as_dict() for item in priced.charge.items) if priced else (),
+        items=tuple(item.as_dict() for item in cost.contracted.items) if cost else (),
         usage=usage_as_dict(usage) if usage is not None else {},
         computed_nanos=priced.computed.total_nanos if priced and priced.computed else None,
         reported_nanos=priced.reported_nanos if priced else None,

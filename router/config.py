@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pricing import ImageSize, PriceBooks, PricingError, Problem, load_price_books
+from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_price_books, load_terms
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.routing import PRESETS, Prior, RoutingSettings
@@ -80,6 +80,7 @@ class Settings:
     defaults: Mapping[Operation, str]
     keys: tuple[ClientKey, ...]
     books: PriceBooks
+    terms: Terms  # agreements over list prices
     ledger_url: str
     routing: RoutingSettings
     limits: Limits = Limits()
@@ -321,6 +322,7 @@ def load(
     ledger_url: str | None = None
     public_url: str | None = None
     prices_directory: str | None = None
+    terms_file: str | None = None
     undecodable, refused = "reject", "stop"
     origin: dict[str, Section] = {}
 
@@ -356,12 +358,14 @@ def load(
         ledger_url = root.text("ledger") or ledger_url
         public_url = root.text("public_url") or public_url
         prices_directory = root.text("prices") or prices_directory
+        terms_file = root.text("terms") or terms_file
         undecodable = root.choice("undecodable_inputs", ("reject", "forward"), undecodable)
         root.done()
 
     names = _names(models, defaults, origin, problems, today)
     try:
         books = load_price_books(Path(prices_directory) if prices_directory else None)
+        terms = load_terms(Path(terms_file)) if terms_file else Terms()
     except PricingError as error:
         problems.extend(Problem(item.file, item.key, item.message) for item in error.problems)
     if problems:
@@ -376,6 +380,7 @@ def load(
         defaults=defaults,
         keys=keys,
         books=books,
+        terms=terms,
         ledger_url=env.get("PIXELROUTE_LEDGER") or ledger_url or _default_ledger(sandbox is not None),
         routing=replace(
             routing,

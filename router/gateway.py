@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import Price, Usage, settle
+from pricing import Charge, Cost, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
 from router import booking
 from router.delivery import Delivered, Delivery, merged
@@ -101,6 +101,7 @@ class Gateway:
         observer: Observer,
         clock: Clock,
         timeout_s: float,
+        terms: Terms | None = None,
         refused_elsewhere: bool = False,
         weights: Mapping[str, tuple[float, int]] | None = None,
         policy: str = "balanced",
@@ -113,6 +114,7 @@ class Gateway:
         self._observer = observer
         self._clock = clock
         self._timeout_s = timeout_s
+        self._terms = terms or Terms()
         self._refused_elsewhere = refused_elsewhere
         self._weights = weights or {}
         self._policy = policy
@@ -339,14 +341,17 @@ class Gateway:
         sizes = tuple(image.size for image in result.images if image.size is not None)
         usage = used(work.request, offer, result, sizes)
         priced = settle(offer.price, usage, offer.quote)
-        await self._settle(attempt, priced, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True)
-        total = priced.charge.total_nanos
+        cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
+        await self._settle(
+            attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
+        )
+        total = cost.contracted.total_nanos
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
         work.provider_s += duration_s
         work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.decision.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
         delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
-        return self._completed(attempt, priced, result, delivered, routing)
+        return self._completed(attempt, cost.contracted, result, delivered, routing)
 
     async def _book_failure(
         self, attempt: _Attempt, error: ProviderError | asyncio.CancelledError, ran: Ran | None
@@ -366,14 +371,17 @@ class Gateway:
         priced = settle(offer.price, usage or Usage(requests=0), offer.quote)
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
-        cost = 0 if billed is Billed.NO else priced.charge.total_nanos
+        cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
+        nanos = 0 if billed is Billed.NO else cost.contracted.total_nanos
         await asyncio.shield(
-            self._keep(self._settle(attempt, priced, state, outcome, duration_s, ran=ran, usage=usage, error=error))
+            self._keep(
+                self._settle(attempt, priced, cost, state, outcome, duration_s, ran=ran, usage=usage, error=error)
+            )
         )
-        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, cost), now)
+        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, nanos), now)
         work.provider_s += duration_s
         work.attempts.append(
-            booking.summary(offer, outcome, duration_s, cost, billed, attempt.decision.reason, error.message)
+            booking.summary(offer, outcome, duration_s, nanos, billed, attempt.decision.reason, error.message)
         )
         if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
             work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
@@ -382,6 +390,7 @@ class Gateway:
         self,
         attempt: _Attempt,
         priced: Priced,
+        cost: Cost,
         state: State,
         outcome: str,
         duration_s: float,
@@ -396,6 +405,7 @@ class Gateway:
             opening.attempt_id,
             self._clock.now(),
             priced,
+            cost,
             state,
             outcome,
             duration_s,
@@ -413,10 +423,15 @@ class Gateway:
             booking.finished(attempt.work.order.model.slug, opening, settlement, attempt.offer, usage)
         )
 
+    def _cost(self, book: str, price: Price | None, charge: Charge, opening: Opening) -> Cost:
+        """The charge under the operator's agreements; a price's own id tells its entry in the book."""
+        sku = price.sku if price is not None else opening.provider_model
+        return self._terms.apply(charge, book, sku, opening.opened_at, payer=opening.team or opening.project or "")
+
     # --- answers ---------------------------------------------------------------------------------------------
 
     def _completed(
-        self, attempt: _Attempt, priced: Priced, result: ImageResult, delivered: Delivered, routing: bool
+        self, attempt: _Attempt, charge: Charge, result: ImageResult, delivered: Delivered, routing: bool
     ) -> Completed:
         work, offer, decision = attempt.work, attempt.offer, attempt.decision
         request = work.request
@@ -432,11 +447,11 @@ class Gateway:
             images=delivered.images,
             response_format=work.response_format,
             cost_nanos=sum(attempt.cost_nanos for attempt in work.attempts if attempt.billed == Billed.YES),
-            currency=priced.charge.currency,
-            items=tuple(item.as_dict() for item in priced.charge.items),
+            currency=charge.currency,
+            items=tuple(item.as_dict() for item in charge.items),
             attempts=tuple(work.attempts),
             reason=decision.reason,
-            basis=priced.basis.value,
+            basis=charge.basis.value,
             output_format=delivered.format,
             size=sizes.pop() if len(sizes) == 1 else None,
             quality=result.quality or request.quality,
@@ -557,11 +572,13 @@ class Gateway:
             ending = booking.recovered(opening, self._clock.now(), self._clock.monotonic() - began, error=error)
         else:
             usage = booking.recovered_usage(opening, result)
+            priced = settle(price, usage, None)
             ending = booking.recovered(
                 opening,
                 self._clock.now(),
                 self._clock.monotonic() - began,
-                priced=settle(price, usage, None),
+                priced=priced,
+                cost=self._cost(provider.prices, price, priced.charge, opening),
                 usage=usage,
                 provider_request_id=result.provider_request_id,
             )

@@ -165,6 +165,7 @@ class House:
             observer=self.watch,
             clock=Clock(lambda: datetime(2026, 11, 20, tzinfo=UTC), time.monotonic, lambda: f"att_{next(numbers)}"),
             timeout_s=more.pop("timeout_s", 60.0),
+            terms=self.settings.terms,
             weights=self.settings.weights,
             **more,
         )
@@ -276,6 +277,19 @@ async def test_the_format_asked_for_is_delivered(house):
     assert completed.images[0].data[:4] == b"RIFF"
     assert completed.output_format == "webp"
     assert [warning.code for warning in completed.warnings] == ["output_format_converted"]
+
+
+async def test_a_contracts_discount_is_booked_beside_the_list_price(tmp_path):
+    terms = tmp_path / "terms.yaml"
+    terms.write_text(
+        'discounts:\n  - {name: fal 2026, book: fal, skus: "*", percent: 12.5, effective_at: 2026-01-01}\n'
+    )
+    async with House(tmp_path, CONFIG + f"terms: {terms}\n") as house:
+        completed = await house.run(ask("fal/flux"))
+        assert completed.cost_nanos == 7_000_000
+        with Reports(house.url) as reports:
+            [row] = reports.costs("provider")
+        assert (row.cost_nanos, row.list_nanos) == (7_000_000, 8_000_000)
 
 
 # --- several pictures -------------------------------------------------------------------------------------------
