@@ -210,4 +210,4 @@ def _error(status: int, message: str) -> Response:
 def _native(response: Response) -> Response:
     """The same problem as the native path writes it."""
     message = json.loads(bytes(response.body))["error"]["message"]
-    return JSONResponse({"detail": {"error": message}}, response.status_code, headers=dict(response.headers))
+    return JSONResponse({"detail": {"error": message}}, response.status_code)

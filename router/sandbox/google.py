@@ -179,7 +179,8 @@ class Google(Emulator):
                     texts.append(part["text"])
                 elif isinstance(inline, dict):
                     try:
-                        sources.append(decode_base64(str(inline.get("data", ""))))
+                        both = str(inline.get("data", "")).replace("-", "+").replace("_", "/")  # either alphabet
+                        sources.append(decode_base64(both))
                     except ValueError:
                         raise wrong("Base64 decoding failed.") from None
         if not texts:

@@ -235,8 +235,8 @@ class OpenAI(OpenAIShape):
                 raise self.reject(f"Invalid size '{width}x{height}'. Supported sizes: {allowed} and auto.", "size")
             return
         if width % 16 or height % 16 or max(size) > 3840 or max(size) > 3 * min(size):
-            text = "Sides must be multiples of 16, at most 3840, and no longer than three times the other"
-            raise self.reject(f"Invalid size '{width}x{height}'. {text}.", "size")
+            rule = "Sides must be multiples of 16, at most 3840, and no longer than three times the other"
+            raise self.reject(f"Invalid size '{width}x{height}'. {rule}.", "size")
         if not 655_360 <= width * height <= 8_294_400:
             raise self.reject(f"Invalid size '{width}x{height}': 655360 to 8294400 pixels.", "size")
 

@@ -130,7 +130,7 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, I
 def encode(image: Image.Image, format: str, quality: int = 90) -> bytes:
     out = io.BytesIO()
     if format == "png":
-        image.save(out, "PNG", compress_level=1)
+        image.save(out, "PNG", compress_level=1, compress_type=3)  # run lengths suit flat shapes
     elif format == "jpeg":
         image.convert("RGB").save(out, "JPEG", quality=max(1, min(95, quality)))
     elif format == "webp":
@@ -281,7 +281,7 @@ def _ridge(draw: ImageDraw.ImageDraw, size: Size, base: float, swing: float, col
     """One mountain line: a few sines of random phase, finer ones weaker."""
     width, height = size
     waves = [(rng.uniform(0.6, 1.6) * 2**octave, rng.uniform(0, math.tau), 0.5**octave) for octave in range(5)]
-    step = max(1, width // 512)
+    step = max(1, width // 256)
     line = [
         (
             x,

@@ -29,6 +29,8 @@ async def serve(app: Starlette, host: str = "127.0.0.1", port: int = 0) -> tuple
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=512)
+    # asyncio does this only for sockets that name their protocol; without it a kept-alive answer takes 40 ms more.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         app,
         http=_Protocol,

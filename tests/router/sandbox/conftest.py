@@ -1,75 +1,17 @@
-"""One sandbox on a port of its own, in a thread, for synchronous and asynchronous clients alike."""
+"""One sandbox for all tests here, as new for each of them; pictures to edit; a receiver of webhooks."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
 
-from router import sandbox as package
 from router.sandbox.pictures import Brief, paint
-
-
-@dataclass(frozen=True)
-class Sandbox:
-    """A running sandbox as tests use it."""
-
-    url: str
-    http: httpx.Client
-
-    def base(self, provider: str, name: str = "api") -> str:
-        return self.url + package.BASES[provider][name]
-
-    def key(self, provider: str) -> str:
-        return package.KEYS[provider]
-
-    def bearer(self, provider: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key(provider)}"}
-
-    def fault(self, fault: str, **settings: Any) -> None:
-        reply = self.http.post("/_control/faults", json={"fault": fault, **settings})
-        assert reply.status_code == 201, reply.text
-
-    def invoice(self, provider: str) -> dict[str, Any]:
-        return self.http.get(f"/_control/invoice/{provider}").json()
-
-    def billed(self, provider: str) -> Decimal:
-        return Decimal(self.invoice(provider)["total"])
-
-    def calls(self, provider: str) -> dict[str, Any]:
-        return self.http.get(f"/_control/calls/{provider}").json()[provider]
-
-
-def start(**settings: Any) -> tuple[int, Any]:
-    """Serve in a thread; the port and a function that stops it."""
-    up: list[Any] = []
-    ready = threading.Event()
-
-    async def main() -> None:
-        port, stop = await package.serve(package.build(**settings), "127.0.0.1", 0)
-        over = asyncio.Event()
-        up.extend((port, asyncio.get_running_loop(), over))
-        ready.set()
-        await over.wait()
-        await stop()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    assert ready.wait(20)
-    port, loop, over = up
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(over.set)
-        thread.join(20)
-        assert not thread.is_alive()
-
-    return port, stop
+from tests.router.sandbox.running import Hook, Sandbox, start
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +40,25 @@ def source() -> bytes:
 def large() -> bytes:
     """A 1920x1080 picture to edit: 1.98 megapixels."""
     return paint(Brief("source", "a blue sea", 1, (1920, 1080), "jpeg"))
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            received.took({name.lower(): value for name, value in self.headers.items()}, body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    received = Hook(f"http://127.0.0.1:{listener.server_port}/hook")
+    thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
+    thread.start()
+    yield received
+    listener.shutdown()
+    thread.join()
+    listener.server_close()

@@ -1,0 +1,131 @@
+"""What holds for all emulators: keys, rate limits, outages, broken answers, and that only pictures are billed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from router.sandbox import BASES, KEYS, PROVIDERS
+from tests.router.sandbox.running import Sandbox
+
+# Provider -> URL name, path, and a body that makes one small picture.
+SMALL: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "fal": ("run", "/fal-ai/flux-2/turbo", {"prompt": "a", "image_size": "square"}),
+    "openai": ("api", "/images/generations", {"prompt": "a", "model": "gpt-image-2", "quality": "low"}),
+    "gpu-fast": ("api", "/images/generations", {"prompt": "a", "size": "256x256"}),
+    "gpu-spot": ("api", "/images/generations", {"prompt": "a", "size": "256x256"}),
+    "bfl": ("api", "/flux-dev", {"prompt": "a", "width": 64, "height": 64}),
+    "replicate": ("api", "/models/black-forest-labs/flux-schnell/predictions", {"input": {"prompt": "a"}}),
+    "google": ("api", "/models/gemini-2.5-flash-image:generateContent", {"contents": [{"parts": [{"text": "a"}]}]}),
+    "together": (
+        "api",
+        "/images/generations",
+        {"prompt": "a", "model": "black-forest-labs/FLUX.1-schnell", "width": 64, "height": 64},
+    ),
+    "runware": (
+        "api",
+        "",
+        {"taskType": "imageInference", "model": "runware:100@1", "positivePrompt": "a", "width": 128, "height": 128},
+    ),
+    "deepinfra": ("api", "/images/generations", {"prompt": "a", "model": "black-forest-labs/FLUX-2-dev"}),
+    "xai": ("api", "/images/generations", {"prompt": "a", "model": "grok-imagine-image"}),
+    "stability": ("api", "/v2beta/stable-image/generate/core", {"prompt": "a"}),
+}
+PREPAID_429 = {"openai", "gpu-fast", "gpu-spot"}  # an empty account looks like a rate limit there
+
+
+def auth(provider: str, key: str) -> dict[str, str]:
+    match provider:
+        case "fal":
+            return {"Authorization": f"Key {key}"}
+        case "bfl":
+            return {"x-key": key}
+        case "google":
+            return {"x-goog-api-key": key}
+        case _:
+            return {"Authorization": f"Bearer {key}"}
+
+
+def send(sandbox: Sandbox, provider: str, fault: str = "", key: str | None = None) -> httpx.Response:
+    name, path, body = SMALL[provider]
+    headers = auth(provider, key or KEYS[provider]) | ({"X-Sandbox-Fault": fault} if fault else {})
+    url = sandbox.base(provider, name) + path
+    if provider == "stability":
+        return sandbox.http.post(url, data=body, files={"none": b""}, headers=headers)
+    if provider == "runware":
+        return sandbox.http.post(url, json=[body | {"taskUUID": str(uuid.uuid4())}], headers=headers)
+    return sandbox.http.post(url, json=body, headers=headers)
+
+
+def test_names_agree() -> None:
+    names = {provider.name for provider in PROVIDERS}
+    assert names == set(BASES) == set(KEYS) == set(SMALL)
+    assert all(path.startswith("/") and not path.endswith("/") for urls in BASES.values() for path in urls.values())
+
+
+@pytest.mark.parametrize("provider", SMALL)
+def test_works(sandbox: Sandbox, provider: str) -> None:
+    reply = send(sandbox, provider)
+    assert reply.status_code in (200, 201), reply.text
+    calls = sandbox.calls(provider)
+    assert calls["total"] == 1
+    assert calls["last"][0]["status"] == reply.status_code
+    assert KEYS[provider] not in str(calls)
+
+
+@pytest.mark.parametrize("provider", SMALL)
+def test_only_its_own_key_opens(sandbox: Sandbox, provider: str) -> None:
+    other = next(key for key in KEYS.values() if key != KEYS[provider])
+    expected = {"google": 400, "bfl": 403}.get(provider, 401)
+    assert send(sandbox, provider, key=other).status_code == expected
+    assert send(sandbox, provider, "unauthenticated").status_code == expected
+    assert sandbox.billed(provider) == 0
+
+
+@pytest.mark.parametrize("provider", SMALL)
+def test_refusals_to_serve_are_json_and_free(sandbox: Sandbox, provider: str) -> None:
+    for fault, status in (
+        ("rate_limited", 429),
+        ("server_error; status=500", 500),
+        ("server_error; status=502", 502),
+        ("server_error; status=503", 503),
+        ("server_error; status=504", 504),
+    ):
+        reply = send(sandbox, provider, fault)
+        assert (reply.status_code, type(reply.json())) == (status, dict)
+    broke = send(sandbox, provider, "no_credit").status_code
+    assert broke == 429 if provider in PREPAID_429 else broke in (400, 402, 403)
+    assert sandbox.billed(provider) == 0
+
+
+@pytest.mark.parametrize("provider", SMALL)
+def test_broken_answers(sandbox: Sandbox, provider: str) -> None:
+    for fault in ("reset", "cut"):
+        with pytest.raises(httpx.RemoteProtocolError):
+            send(sandbox, provider, fault)
+    assert send(sandbox, provider, "wrong_type").headers["content-type"].startswith("text/html")
+    truncated = send(sandbox, provider, "truncated; share=0.3")
+    assert truncated.status_code in (200, 201)
+    if provider != "stability":  # bytes by default
+        with pytest.raises(ValueError, match=r"."):
+            truncated.json()
+
+
+@pytest.mark.parametrize("provider", SMALL)
+def test_a_500_after_billing(sandbox: Sandbox, provider: str) -> None:
+    assert send(sandbox, provider, "billed_error").status_code == 500
+    for _ in range(200):  # providers with jobs bill when the job is done
+        if sandbox.calls(provider)["billed"] == 1 or provider == "fal":
+            break
+    assert sandbox.calls(provider)["billed"] == 1
+    assert sandbox.billed(provider) > 0
+
+
+@pytest.mark.parametrize("provider", [name for name in SMALL if name != "openai"])  # its prompt costs all the same
+def test_an_empty_success_is_free(sandbox: Sandbox, provider: str) -> None:
+    assert send(sandbox, provider, "empty").status_code in (200, 201)
+    assert sandbox.billed(provider) == 0
