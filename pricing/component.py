@@ -339,6 +339,8 @@ class Component:
                 values["estimate"] = Estimate.read(estimate)
                 if values["estimate"].q and values.get("token") != "image_output":
                     fields.problem("estimate.q", "counts the tokens of pictures made, nothing else")
+                if not (values["estimate"].q or values["estimate"].per_image or "text" in values.get("token", "")):
+                    fields.problem("estimate", "must say per_image or q: pictures are what it counts")
             elif not values.get("token", "").startswith("cached_"):
                 fields.problem("estimate", "is missing: how many to expect before the provider has counted")
         if metric == "image" and (formula := fields.fields("formula")) is not None:

@@ -188,12 +188,10 @@ def _tokens(component: Component, consumed: Consumption) -> int:
     if estimate is None:
         return 0  # cached tokens: a saving nobody can foresee
     total: Quantity = 0
-    if component.token.endswith("image_input") or component.token.endswith("image_output"):
-        pictures = consumed.inputs if component.token.endswith("input") else consumed.outputs
-        for picture in pictures:
-            total += _exact(estimate.of_picture(consumed.words, picture, consumed.bound))
-        if consumed.bound != "low":
-            total += estimate.per_partial_image * consumed.partial_images
+    for picture in consumed.inputs if component.type == "input" else consumed.outputs:
+        total += _exact(estimate.of_picture(consumed.words, picture, consumed.bound))
+    if consumed.bound != "low":  # fewer partial pictures may come than were asked for
+        total += estimate.per_partial_image * consumed.partial_images
     if estimate.per_character is not None:
         span = estimate.per_character
         each = span.low if consumed.bound == "low" else span.high if consumed.bound == "high" else span.expected

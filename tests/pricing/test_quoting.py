@@ -73,6 +73,13 @@ def test_the_upper_bound_of_an_open_size_covers_the_dearest_the_model_makes() ->
     assert quoted.high.total_nanos == dearest[0]
 
 
+def test_text_a_model_may_add_bounds_the_quote() -> None:
+    request = Expected(images=2, size=size("1024x1024"))
+    quoted = quote(BOOKS.price("google", "gemini-3-pro-image", NOW), request)
+    assert quoted.expected.total_nanos == 2 * 1120 * 120_000
+    assert quoted.high.total_nanos == 2 * (1120 * 120_000 + 1000 * 12_000)  # thoughts are billed as text output
+
+
 def test_bounds_do_not_depend_on_the_order_of_choices() -> None:
     costs = {"low": "0.01", "medium": "0.05", "high": "0.2"}
     rates = [{"when": {"quality": quality}, "unit_price": cost} for quality, cost in costs.items()]

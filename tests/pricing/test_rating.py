@@ -133,7 +133,7 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], Usage, str, list[str]]] = {
     "tokens by class": (
         [
             {"type": "input", "metric": "token", "token": token, "per": "1000000", "unit_price": price,
-             "estimate": {"per_character": {"quantity": "0.25"}}}
+             "estimate": {"per_image": [{"quantity": "1000"}]}}
             for token, price in (("text_input", "5"), ("image_input", "8"), ("image_output", "30"))
         ],
         Usage(tokens={"text_input": 10, "image_input": 40, "image_output": 7024, "text_output": 99}),
