@@ -28,6 +28,7 @@ from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
 from router.api.http import Exchange
+from router.api.routing import routing_routes
 from router.config import ConfigError, Settings, load
 from router.console import Recent, console_routes
 from router.delivery import Delivery
@@ -394,6 +395,28 @@ class Figures:
         ]
 
 
+class Steering:
+    """The selector as operators see and steer it."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._selector = runtime.selector
+        self._targets = frozenset(target.key for target in runtime.settings.targets)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        return self._selector.snapshot(time.monotonic())
+
+    def knows(self, target: str) -> bool:
+        return target in self._targets
+
+    def drain(self, target: str) -> None:
+        self._selector.drain(target)
+        log.warning("target drained", target=target)
+
+    def undrain(self, target: str) -> None:
+        self._selector.undrain(target)
+        log.warning("target undrained", target=target)
+
+
 def build(settings: Settings) -> tuple[Starlette, Runtime]:
     """The whole ASGI application for these settings."""
     runtime = Runtime(settings)
@@ -411,6 +434,7 @@ def build(settings: Settings) -> tuple[Starlette, Runtime]:
         started=runtime.telemetry.request_started,
         media=runtime.store,
     )
+    found += routing_routes(Steering(runtime), settings.keys, settings.admin_key)
     found += console_routes(Figures(runtime), settings.models.values(), admits(settings))
     return build_app(found, lifespan=runtime.lifespan, finished=runtime.finished), runtime
 
@@ -514,7 +538,8 @@ def _refuse(settings: Settings, host: str) -> None:
 
 def _secrets(settings: Settings) -> list[str]:
     """Every secret this process holds, for the logs to leave out."""
-    return [p.key for p in settings.providers.values() if p.key] + [key.secret for key in settings.keys]
+    found = [provider.key for provider in settings.providers.values()] + [key.secret for key in settings.keys]
+    return [secret for secret in (*found, settings.admin_key) if secret]
 
 
 def _is_loopback(host: str) -> bool:

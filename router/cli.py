@@ -6,6 +6,8 @@ import csv
 import io
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -203,6 +205,44 @@ def prices_diff(
             effect.currency,
         )
     out.print(table if difference.effects else "Nothing that was bought would have cost anything else.")
+
+
+# --- steering a running router ----------------------------------------------------------------------------------
+
+url_option = click.option(
+    "--url", envvar="PIXELROUTE_URL", default="http://127.0.0.1:8000", show_default=True, help="The running router."
+)
+
+
+@main.command()
+@url_option
+@click.argument("target")
+def drain(url: str, target: str) -> None:
+    """Send TARGET (provider/model) no new requests; running ones finish. Needs PIXELROUTE_ADMIN_KEY."""
+    _steer(url, target, "drain")
+
+
+@main.command()
+@url_option
+@click.argument("target")
+def undrain(url: str, target: str) -> None:
+    """Let TARGET (provider/model) serve again. Needs PIXELROUTE_ADMIN_KEY."""
+    _steer(url, target, "undrain")
+
+
+def _steer(url: str, target: str, verb: str) -> None:
+    headers = {"Authorization": f"Bearer {os.environ.get('PIXELROUTE_ADMIN_KEY', '')}".strip()}
+    request = urllib.request.Request(f"{url}/v1/routing/{target}/{verb}", method="POST", headers=headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the operator's own router
+            state = orjson.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        err.print(f"[red]refused[/red]  {orjson.loads(error.read())['error']['message']}", soft_wrap=True)
+        sys.exit(1)
+    except OSError as error:
+        err.print(f"[red]no answer[/red]  {url}: {error}", soft_wrap=True)
+        sys.exit(1)
+    out.print(f"{state['target']}: {verb}ed")
 
 
 # --- looking ----------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ class Settings:
     limits: Limits = Limits()
     media: MediaSettings = MediaSettings()
     public_url: str | None = None
+    admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
     undecodable_inputs: str = "reject"  # reject, forward
     refused: str = "stop"  # stop, failover: what a content refusal does
 
@@ -390,6 +391,7 @@ def load(
         limits=limits,
         media=media,
         public_url=env.get("PIXELROUTE_PUBLIC_URL") or public_url,
+        admin_key=env.get("PIXELROUTE_ADMIN_KEY") or None,
         undecodable_inputs=undecodable,
         refused=refused,
     )
