@@ -100,10 +100,10 @@ def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
                 except UnpricedError as error:
                     where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
                     (notes if model.unpriced == "allow" else problems).append(where)
-            if target.key not in settings.priors:
-                notes.append(f"models.{model.slug}.targets.{target.provider}: no prior, so it is learnt from scratch")
         if not model.targets:
             notes.append(f"models.{model.slug}: no target at a provider that is in use")
+    if strangers := sum(target.key not in settings.priors for target in settings.targets):
+        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior; their speed is learnt from scratch")
     return problems, notes
 
 
