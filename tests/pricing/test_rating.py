@@ -276,6 +276,14 @@ def test_the_callers_decimal_context_changes_nothing() -> None:
         assert [rate(Price.from_snapshot(entry.snapshot()), usage) for entry in book] == expected
 
 
+def test_a_line_nothing_reaches_is_left_out() -> None:
+    pro = load_price_books().price("bfl", "flux-2-pro", NOW)
+    assert [item.label for item in rate(pro, made("1024x1024")).items] == ["first output megapixel"]
+    assert [item.label for item in rate(pro, made("1025x1024")).items] == [
+        "first output megapixel", "further output megapixels",
+    ]  # fmt: skip
+
+
 def test_labels_tell_the_lines_apart() -> None:
     entry = load_price_books().price("openai", "gpt-image-2", NOW)
     charge = rate(entry, Usage(tokens={"text_input": 1, "cached_text_input": 1, "image_input": 1, "image_output": 1}))
