@@ -42,10 +42,16 @@ class Reserve:
         """Make sure that the space is set aside; False if there is no room for it now."""
         if not self._size:
             return True
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            status = os.fstat(file)
-            if status.st_size < self._size or status.st_blocks * 512 < self._size:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return False
+        try:
+            missing = self._size - os.fstat(file).st_blocks * 512
+            if missing > 0:
+                disk = os.fstatvfs(file)
+                if disk.f_bavail * disk.f_frsize < missing:  # trying would take from others what is left
+                    raise OSError
                 os.posix_fallocate(file, 0, self._size)
         except OSError:
             self.give()  # a part of it helps nobody

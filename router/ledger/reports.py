@@ -154,9 +154,9 @@ class Reports:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self._path = source if isinstance(source, Path) else ledger_path(source) if ":" in source else Path(source)
+        path = ledger_path(source) if isinstance(source, str) and "://" in source else Path(source)
         self._lock = threading.Lock()
-        self._db = connect_reader(self._path)
+        self._db = connect_reader(path)
 
     def close(self) -> None:
         with self._lock:

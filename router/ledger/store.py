@@ -36,6 +36,8 @@ MAX_BATCH = 512
 
 _NOT_STARTED = "it is not started"
 
+_NO_ROOM = (apsw.FullError, apsw.IOError)  # a quota or a file-size limit shows as the latter
+
 OnCommit = Callable[[int, float, bool], None]
 
 
@@ -66,7 +68,7 @@ class Ledger:
         self.path = path
         self.on_commit = on_commit
         self._clock = clock
-        self._reserve = Reserve(path, reserve_bytes)
+        self._reserve_bytes = reserve_bytes
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._pending: dict[int, _Pending] = {}  # in the order they came
         self._problem: str | None = _NOT_STARTED
@@ -183,21 +185,32 @@ class Ledger:
         """Lock, open, and resolve what an earlier process left open; the ids of those attempts."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path = self.path.resolve()  # by whatever name it was given, its lock is the same
             self._lock = Lock(self.path)
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror}") from error
+        self._reserve = Reserve(self.path, self._reserve_bytes)
         try:
             room = self._reserve.hold()
             self._journal = Journal(self.path)
-            now, left = self._clock(), self._journal.left_open()
-            lost = [_lost(attempt_id, standing, now) for attempt_id, standing in left.items()]
-            self._journal.commit(lost, mark=("start", now))
+            try:
+                now, left = self._clock(), self._journal.left_open()
+                lost = [_lost(attempt_id, standing, now) for attempt_id, standing in left.items()]
+                try:
+                    self._journal.commit(lost, mark=("start", now))
+                except _NO_ROOM:
+                    room = False
+                    self._reserve.give()
+                    self._journal.commit(lost, mark=("start", now))
+            except BaseException:
+                self._journal.close()
+                raise
         except BaseException as error:
             self._lock.release()
             if isinstance(error, apsw.Error):
                 raise LedgerError(f"{self.path}: {error}") from error
             raise
-        self._problem = None if room else "there is no room on the disk for the reserve"
+        self._problem = None if room else "the disk has no room for the reserve"
         return set(left)
 
     def _run(self) -> None:
@@ -243,7 +256,7 @@ class Ledger:
         if error is not None:
             self._problem = str(error)
             batch = self._drop_openings(batch)
-            if isinstance(error, (apsw.FullError, apsw.IOError)):
+            if isinstance(error, _NO_ROOM):
                 self._reserve.give()
                 error = self._commit(batch)
             return batch if error is not None else []

@@ -33,7 +33,8 @@ DECISION = {
     "policy": "balanced",
     "reason": "fal because 0.0139 $ beats quick 0.0152 $ by 9 %",
     "candidates": [
-        {"target": f"provider{i}/flux.2-dev-turbo", "success": 0.997, "expected_s": 3.23, "cost_nanos": 8_000_000, "score": 0.0139}
+        {"target": f"provider{i}/flux.2-dev-turbo", "success": 0.997, "expected_s": 3.23, "cost_nanos": 8_000_000,
+         "score": 0.0139}
         for i in range(4)
     ],
 }  # fmt: skip
