@@ -35,6 +35,7 @@ from router.delivery import Delivery
 from router.errors import RequestError
 from router.events import RequestFinished
 from router.gateway import Clock, Gateway
+from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
 from router.ledger.reports import CostRow, SettledUsage
 from router.logs import configure_logs
@@ -103,7 +104,7 @@ def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
         if not model.targets:
             notes.append(f"models.{model.slug}: no target at a provider that is in use")
     if strangers := sum(target.key not in settings.priors for target in settings.targets):
-        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior; their speed is learnt from scratch")
+        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior: their speed is yet to be learnt")
     return problems, notes
 
 
@@ -185,7 +186,7 @@ class Runtime:
             ledger=self.ledger,
             delivery=Delivery(self.transport, self.store, max_bytes=settings.limits.body_bytes),
             observer=self.telemetry,
-            clock=Clock(lambda: datetime.now(UTC), time.monotonic, new_attempt_id),
+            clock=Clock(lambda: datetime.now(UTC), time.monotonic, lambda: new_id("att")),
             timeout_s=settings.limits.request_timeout_s,
             terms=settings.terms,
             refused_elsewhere=settings.refused == "failover",
@@ -283,11 +284,6 @@ _RESULTS = {
 
 def _estimate(left: Unresolved) -> int:
     return left.opening.estimate_nanos
-
-
-def new_attempt_id() -> str:
-    """Sortable by time, then random: 48 bits of milliseconds and 64 random bits."""
-    return f"att_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
 
 
 def _signing_key(directory: Path) -> bytes:

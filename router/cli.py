@@ -155,7 +155,7 @@ books_argument = click.argument("directory", required=False, type=click.Path(fil
 @books_argument
 def prices_check(directory: Path | None) -> None:
     """Lint the price books in DIRECTORY (those shipped, if none is named): sources, units, overlaps, unknown keys."""
-    problems = check_price_books(directory)
+    problems = check_price_books(directory, today=datetime.now(UTC).date())
     for problem in problems:
         color = "red" if problem.severity == "error" else "yellow"
         err.print(f"[{color}]{problem.severity:8}[/{color}] {problem}", soft_wrap=True)

@@ -151,7 +151,11 @@ class Gateway:
         emit: Emit | None = None,
         routing: bool = False,
     ) -> Completed:
-        """Make the pictures and book them. Raises RequestError; whatever may have been billed is in the ledger then."""
+        """Make the pictures and book them. Raises RequestError; whatever may have been billed is in the ledger then.
+
+        Runs in the caller's task, which must be one of its own: a client that leaves must not cancel the work, for the
+        provider bills all the same. If it is cancelled, the attempt is booked as unknown.
+        """
         order = self._order(request, caller)
         started = self._clock.monotonic()
         work = _Work(
@@ -164,8 +168,13 @@ class Gateway:
             emit=emit,
             response_format=response_format(request),
         )
-        # A client that leaves cancels its own waiting, not the work: what the provider bills must be booked.
-        return await asyncio.shield(self._keep(self._attempts(work, routing)))
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            return await self._attempts(work, routing)
+        finally:
+            self._running.discard(task)
 
     async def _attempts(self, work: _Work, routing: bool) -> Completed:
         """Targets in turn, until pictures, a failure that must not be repeated, or the deadline."""

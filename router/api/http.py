@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.api.reply import RawHeaders, encode_error
 from router.errors import SERVER, RequestError
+from router.ids import new_id
 from router.types import Caller
 
 log = logging.getLogger("pixelroute.api")
@@ -26,11 +26,6 @@ log = logging.getLogger("pixelroute.api")
 _KEY = "pixelroute.exchange"
 _JSON = (b"content-type", b"application/json")
 _SMALL = 64 * 1024
-
-
-def new_request_id() -> str:
-    """``req_`` and 32 hex digits: 48 bits of milliseconds, so that ids sort by time, then 80 random bits."""
-    return f"req_{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 class ClientGone(Exception):
@@ -80,6 +75,10 @@ class Exchange:
 def exchange_of(scope: Scope) -> Exchange:
     exchange: Exchange = scope[_KEY]
     return exchange
+
+
+def new_request_id() -> str:
+    return new_id("req")
 
 
 class Front:
