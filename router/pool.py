@@ -1,8 +1,8 @@
-"""Connections: httpx's transport interface over aiohttp's connection pool.
+"""Connections: httpx's transport interface over a pool of HTTP/1.1 connections that costs next to nothing.
 
 httpx's own pool searches its connections linearly, which costs milliseconds per request with hundreds in flight, and
-that is what image traffic looks like. aiohttp's finds one at once. Everything above keeps speaking httpx: values,
-exception classes and timeouts are httpx's, so that a mock or another pool can stand here unnoticed.
+that is what image traffic looks like. Here a free connection is found at once. Everything above keeps speaking httpx:
+values, exception classes and timeouts are httpx's, so that a mock or another pool can stand here unnoticed.
 
 What this adds to ``httpx.AsyncBaseTransport``:
 
@@ -18,45 +18,28 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from contextvars import ContextVar
-from functools import lru_cache
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-import aiohttp
 import httpx
-from aiohttp import hdrs
-from aiohttp.abc import AbstractResolver, AbstractStreamWriter
-from multidict import CIMultiDict
-from yarl import URL
+from aiohappyeyeballs import start_connection
 
-READ_BUFFER = 256 * 1024  # bytes a response may run ahead of its reader; uvloop reads as much at once
+from router.http1 import Answer, Connection, Failures, Origin, translated, written
 
-# aiohttp's exception -> httpx's. The nearest base class that is listed decides; a test holds the list complete.
-ERRORS: Mapping[type[BaseException], type[httpx.TransportError]] = {
-    # nothing was sent
-    aiohttp.InvalidURL: httpx.UnsupportedProtocol,
-    aiohttp.NonHttpUrlClientError: httpx.UnsupportedProtocol,
-    aiohttp.ConnectionTimeoutError: httpx.ConnectTimeout,
-    aiohttp.ClientConnectorError: httpx.ConnectError,
-    aiohttp.ClientConnectorCertificateError: httpx.ConnectError,
-    aiohttp.ClientSSLError: httpx.ConnectError,
-    aiohttp.ClientProxyConnectionError: httpx.ProxyError,
-    aiohttp.ClientHttpProxyError: httpx.ProxyError,
-    aiohttp.ServerFingerprintMismatch: httpx.ConnectError,
-    # something may have been
-    aiohttp.ServerTimeoutError: httpx.ReadTimeout,
-    aiohttp.ClientConnectionResetError: httpx.WriteError,
-    aiohttp.UploadAbortedError: httpx.WriteError,
-    aiohttp.ServerDisconnectedError: httpx.RemoteProtocolError,
-    aiohttp.ClientPayloadError: httpx.RemoteProtocolError,
-    aiohttp.ClientResponseError: httpx.RemoteProtocolError,
-    aiohttp.ClientOSError: httpx.ReadError,
-    aiohttp.ClientConnectionError: httpx.ReadError,
-    aiohttp.ClientError: httpx.ReadError,
-    TimeoutError: httpx.ReadTimeout,
-    OSError: httpx.ReadError,
-    ValueError: httpx.LocalProtocolError,  # a header or method that must not be written
+MAX_NAMES = 1000  # names remembered with their addresses
+HAPPY_EYEBALLS_S = 0.25  # until the next address of a host is tried beside the last
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]  # host, port -> addresses
+
+# What look-up, TCP and TLS raise while nothing has been sent. The nearest base class that is listed decides.
+CONNECTING: Failures = {
+    TimeoutError: httpx.ConnectTimeout,
+    OSError: httpx.ConnectError,  # refused, unreachable, unknown name, TLS: ssl.SSLError and gaierror are OSErrors
+    RuntimeError: httpx.ConnectError,  # uvloop, where asyncio raises OSError
+    ValueError: httpx.UnsupportedProtocol,  # a host that is no name, or too long for one
 }
 
 
@@ -96,10 +79,12 @@ class PoolTransport(httpx.AsyncBaseTransport):
     ``max_connections`` bounds the requests in flight; None: as many as there are, for the router bounds its work
     elsewhere and a pool that queues only hides it. ``keepalive_s``: how long an idle connection is kept.
     ``accepts``: which addresses may be connected to; None: any. ``ssl_context``: for a private authority; it must
-    verify, as certificate checks are never off. Proxy variables of the environment are not looked at.
+    verify, as certificate checks are never off. ``resolve``: instead of the system's resolver. Proxy variables of the
+    environment are not looked at.
 
     Timeouts come with each request as ``extensions["timeout"]``: connect, read, pool in seconds; absent: none.
-    Answers are asked for and delivered without compression being undone: ``Content-Encoding`` is the caller's to judge.
+    Compression is never asked for, and never undone: ``Content-Encoding`` is the caller's to judge.
+    Redirects, cookies and repetitions are the caller's as well. Raises the classes of ``httpx.TransportError``.
     """
 
     def __init__(
@@ -107,13 +92,13 @@ class PoolTransport(httpx.AsyncBaseTransport):
         *,
         max_connections: int | None = None,
         keepalive_s: float = 15.0,
-        dns_ttl_s: int = 30,
+        dns_ttl_s: float = 30.0,
         accepts: Callable[[str], bool] | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        resolver: AbstractResolver | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
-        if ssl_context is not None and (
-            ssl_context.verify_mode is not ssl.CERT_REQUIRED or not ssl_context.check_hostname
+        if ssl_context is not None and not (
+            ssl_context.verify_mode is ssl.CERT_REQUIRED and ssl_context.check_hostname
         ):
             raise ValueError("the TLS context must verify certificates and host names")
         self._slots = asyncio.Semaphore(max_connections) if max_connections else None
@@ -121,174 +106,173 @@ class PoolTransport(httpx.AsyncBaseTransport):
         self._dns_ttl_s = dns_ttl_s
         self._accepts = accepts
         self._ssl_context = ssl_context
-        self._resolver = resolver
-        self._session: aiohttp.ClientSession | None = None
+        self._resolve = resolve or _system_addresses
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._open: set[Connection] = set()
+        self._names: dict[tuple[str, int], tuple[float, asyncio.Future[list[str]] | None]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._closed:
-            raise httpx.ConnectError("the connection pool is closed", request=request)
-        extensions = request.extensions
-        extensions["sent"] = False
-        timeout: Mapping[str, float | None] = extensions.get("timeout", {})
-        slot = await self._slot(request, timeout.get("pool")) if self._slots is not None else None
-        _outgoing.set(extensions)
+        request.extensions["sent"] = False
+        timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        head, body = written(request)
+        if self._slots is not None:
+            await self._slot(request, timeout.get("pool"))
+        answer: Answer | None = None
         try:
-            answer = await (self._session or self._open()).request(
-                request.method,
-                _url(str(request.url)),
-                headers=_headers(request),
-                data=_body(request),
-                timeout=_timeouts(timeout.get("connect"), timeout.get("read")),
-                allow_redirects=False,
-            )
-            body = answer.content
-            # A small answer arrived in one piece with its headers: there is nothing left to wait for.
-            whole = body.read_nowait() if body.is_eof() and hdrs.CONTENT_ENCODING not in answer.headers else None
-        except BaseException as error:
-            if slot is not None:
-                slot.release()
-            if isinstance(error, (aiohttp.ClientError, OSError, ValueError)):
-                raise translated(error, request) from error
+            connection = await self._connection(request, timeout.get("connect"))
+            answer = connection.begin(request, timeout.get("read"), self._slots)
+            await connection.send(head, body, answer)
+            await answer.head()
+        except BaseException:
+            if answer is not None:
+                await answer.aclose()
+            elif self._slots is not None:
+                self._slots.release()
             raise
-        extra = {"http_version": b"HTTP/1.1", "reason_phrase": (answer.reason or "").encode("latin-1", "replace")}
-        if whole is not None:
-            if slot is not None:
-                slot.release()
-            return httpx.Response(answer.status, headers=answer.raw_headers, content=whole, extensions=extra)
-        stream = _Stream(answer, request, slot)
-        return httpx.Response(answer.status, headers=answer.raw_headers, stream=stream, extensions=extra)
+        if answer.complete and not answer.encoded:
+            # A small answer comes in one piece with its head: there is nothing left to wait for.
+            return httpx.Response(answer.status, headers=answer.headers, content=answer.rest())
+        return httpx.Response(answer.status, headers=answer.headers, stream=answer)
 
     async def aclose(self) -> None:
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next round
 
-    async def _slot(self, request: httpx.Request, patience_s: float | None) -> asyncio.Semaphore:
+    async def _slot(self, request: httpx.Request, patience_s: float | None) -> None:
         assert self._slots is not None
         try:
             async with asyncio.timeout(patience_s):
                 await self._slots.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("no connection became free in time", request=request) from None
-        return self._slots
 
-    def _open(self) -> aiohttp.ClientSession:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                keepalive_timeout=self._keepalive_s,
-                ttl_dns_cache=self._dns_ttl_s,
-                ssl=self._ssl_context or True,
-                resolver=self._resolver,
-                socket_factory=self._socket,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            read_bufsize=READ_BUFFER,
-            request_class=_Request,
+    async def _connection(self, request: httpx.Request, patience_s: float | None) -> Connection:
+        if self._closed:
+            raise httpx.ConnectError("the connection pool is closed", request=request)
+        url = request.url
+        port = url.port or (443 if url.scheme == "https" else 80)
+        origin = (url.scheme, url.host, port)
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()  # the one used last is the likeliest to be open still
+            if connection.usable:
+                return connection
+        if url.scheme not in ("http", "https") or not url.host:
+            raise httpx.UnsupportedProtocol("only http and https are spoken", request=request)
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._connect(origin)
+        except AddressRefused as error:
+            error.request = request
+            raise
+        except Exception as error:
+            raise translated(error, CONNECTING, request) from error
+
+    async def _connect(self, origin: Origin) -> Connection:
+        scheme, host, port = origin
+        loop = asyncio.get_running_loop()
+        addresses = await self._addresses(host, port)
+        if self._accepts is not None:
+            addresses = [address for address in addresses if self._accepts(address)]
+            if not addresses:
+                raise AddressRefused("the host has no public address")
+        opened = await start_connection(
+            [_addr_info(address, port) for address in addresses],
+            happy_eyeballs_delay=HAPPY_EYEBALLS_S,
+            socket_factory=self._socket,
         )
-        return self._session
+        name = host.rstrip(".") if scheme == "https" else None
+        try:
+            _, connection = await loop.create_connection(
+                lambda: Connection(self, origin), sock=opened, ssl=self._tls() if name else None, server_hostname=name
+            )
+        except BaseException:
+            opened.close()
+            raise
+        if self._closed:
+            connection.abort()
+            raise ConnectionAbortedError
+        return connection
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """The host's addresses, asked for once however many are waiting for them."""
+        with suppress(ValueError):
+            return [str(ipaddress.ip_address(host))]
+        now = time.monotonic()
+        expires, found = self._names.get((host, port), (0.0, None))
+        if found is None or expires <= now or (found.done() and found.exception() is not None):
+            if len(self._names) >= MAX_NAMES:
+                self._names.clear()
+            found = asyncio.ensure_future(self._resolve(host, port))
+            found.add_done_callback(asyncio.Future.exception)  # those who asked may have left
+            self._names[host, port] = now + self._dns_ttl_s, found
+        addresses = await asyncio.shield(found)
+        if not addresses:
+            raise OSError("the name has no address")
+        return addresses
 
     def _socket(self, info: Any) -> socket.socket:
-        family, kind, protocol, _, address = info
-        if self._accepts is not None and not self._accepts(address[0]):
-            _outgoing.get()["refused"] = True
-            raise OSError(f"{address[0]} is not a public address")
-        opened = socket.socket(family, kind, protocol)
+        opened = socket.socket(*info[:3])
         # A picture can take minutes without a byte; gateways on the way forget silent connections sooner.
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 45)
         return opened
 
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = ssl.create_default_context()
+            self._ssl_context.set_alpn_protocols(["http/1.1"])
+        return self._ssl_context
 
-def translated(error: BaseException, request: httpx.Request) -> httpx.TransportError:
-    """The httpx exception for one of aiohttp's. Its message names no host."""
-    if request.extensions.get("refused"):
-        return AddressRefused("the host has no public address", request=request)
-    known = next(kind for kind in type(error).__mro__ if kind in ERRORS)
-    return ERRORS[known](type(error).__name__, request=request)
+    # --- for connections ------------------------------------------------------------------------------------------
 
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
 
-_outgoing: ContextVar[MutableMapping[str, Any]] = ContextVar("_outgoing")
+    def free(self, connection: Connection) -> None:
+        """The connection has delivered its answer and may carry another request."""
+        if self._closed:
+            connection.abort()
+            return
+        connection.idle_since = time.monotonic()
+        self._idle.setdefault(connection.origin, deque()).append(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(self._keepalive_s, self._sweep)
 
+    def lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
 
-class _Request(aiohttp.ClientRequest):
-    async def send(self, conn: Any) -> aiohttp.ClientResponse:
-        _outgoing.get()["sent"] = True
-        return await super().send(conn)
-
-
-class _Bytes(aiohttp.payload.Payload):
-    """A body that is already in memory, handed to the socket as it is."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._size = len(data)
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        raise NotImplementedError("only sent, never shown")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        await writer.write(self._value)
-
-
-class _Stream(httpx.AsyncByteStream):
-    """The rest of an answer. Closing it early closes its connection; at its end the connection is free again."""
-
-    def __init__(self, answer: aiohttp.ClientResponse, request: httpx.Request, slot: asyncio.Semaphore | None) -> None:
-        self._answer = answer
-        self._request = request
-        self._slot = slot
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            chunk = await self._answer.content.readany()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            await self.aclose()
-            raise translated(error, self._request) from error
-        if not chunk:
-            await self.aclose()
-            raise StopAsyncIteration
-        return chunk
-
-    async def aclose(self) -> None:
-        if self._answer.content.at_eof():
-            self._answer.release()
-        else:
-            self._answer.close()
-        if self._slot is not None:
-            self._slot.release()
-            self._slot = None
+    def _sweep(self) -> None:
+        """Close what has been idle for too long, and look again while anything is left."""
+        oldest = time.monotonic() - self._keepalive_s
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0].idle_since <= oldest:
+                idle.popleft().abort()
+            if not idle:
+                del self._idle[origin]
+        self._sweeper = None
+        if self._idle:
+            self._sweeper = asyncio.get_running_loop().call_later(self._keepalive_s / 4, self._sweep)
 
 
-@lru_cache(maxsize=1024)
-def _url(url: str) -> URL:
-    return URL(url, encoded=True)
+async def _system_addresses(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
-@lru_cache(maxsize=64)
-def _timeouts(connect: float | None, read: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect, connect=connect, sock_read=read)
-
-
-def _headers(request: httpx.Request) -> CIMultiDict[str]:
-    headers: CIMultiDict[str] = CIMultiDict()
-    for name, value in request.headers.raw:
-        headers.add(name.decode("latin-1"), value.decode("latin-1"))
-    headers.popall(hdrs.TRANSFER_ENCODING, None)  # aiohttp decides: chunked, if there is no Content-Length
-    headers[hdrs.ACCEPT_ENCODING] = "identity"
-    return headers
-
-
-def _body(request: httpx.Request) -> Any:
-    if not isinstance(request.stream, httpx.ByteStream):
-        return request.stream
-    content = b"".join(request.stream)  # the one piece itself; nothing, not an empty stream, for a GET
-    return _Bytes(content) if content else None
+def _addr_info(address: str, port: int) -> Any:
+    if ":" in address:
+        return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, 0, 0)
+    return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)

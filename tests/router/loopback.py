@@ -128,10 +128,10 @@ async def _read(reader: asyncio.StreamReader, read_body: bool) -> Received | Non
     if read_body and "content-length" in known:
         body = await reader.readexactly(int(known["content-length"]))
     elif read_body and known.get("transfer-encoding") == "chunked":
-        while size := int(await reader.readline(), 16):
+        while size := int(await reader.readuntil(b"\r\n"), 16):
             body += await reader.readexactly(size)
-            await reader.readline()
-        await reader.readline()
+            await reader.readuntil(b"\r\n")
+        await reader.readuntil(b"\r\n")
     return Received(line, headers, body)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from router.errors import Billed, ErrorKind, ProviderError
 from router.pool import PoolTransport, is_public
@@ -157,14 +156,11 @@ async def test_a_host_that_is_down_was_sent_nothing(transport: Transport) -> Non
 
 
 async def test_a_name_that_does_not_resolve_in_time_was_sent_nothing() -> None:
-    class Never(AbstractResolver):
-        async def resolve(self, *_: Any, **__: Any) -> list[ResolveResult]:
-            await asyncio.Event().wait()
-            raise AssertionError
+    async def never(host: str, port: int) -> list[str]:
+        await asyncio.Event().wait()
+        raise AssertionError
 
-        async def close(self) -> None: ...
-
-    transport = Transport(PoolTransport(resolver=Never()))
+    transport = Transport(PoolTransport(resolve=never))
     down = Provider("acme", "Acme", "acme", {"api": "https://acme.example"}, key=KEY)
 
     def flow() -> Flow:
@@ -282,19 +278,12 @@ FORBIDDEN = [
 ]
 
 
-class NoName(AbstractResolver):
+async def local_names(host: str, port: int) -> list[str]:
     """The machine's own names and number formats, but no question to the network."""
-
-    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_UNSPEC) -> list[ResolveResult]:
-        if host.endswith(".example"):
-            raise OSError(f"{host} does not exist")
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [
-            ResolveResult(hostname=host, host=where[0], port=where[1], family=kind, proto=proto, flags=0)
-            for kind, _, proto, _, where in found
-        ]
-
-    async def close(self) -> None: ...
+    if host.endswith(".example"):
+        raise OSError(f"{host} does not exist")
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 @pytest.fixture
@@ -308,7 +297,7 @@ async def watched() -> AsyncIterator[tuple[Transport, list[str]]]:
             opened.append(info[4][0])
             return made
 
-    made = Transport(PoolTransport(), guarded=Watching(accepts=is_public, resolver=NoName()))
+    made = Transport(PoolTransport(), guarded=Watching(accepts=is_public, resolve=local_names))
     yield made, opened
     await made.aclose()
 
@@ -353,30 +342,23 @@ async def test_no_redirect_leads_inside(status: int) -> None:
 
 
 async def test_a_name_that_changes_its_mind_leads_nowhere() -> None:
-    """DNS rebinding: public when looked at, private when connected to, on every one of a hundred tries."""
+    """DNS rebinding: public when looked at, private when connected to, on every try."""
 
-    class Rebinding(AbstractResolver):
-        asked = 0
+    asked = 0
 
-        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_UNSPEC) -> list[ResolveResult]:
-            self.asked += 1
-            answers = (["127.0.0.2"], ["127.0.0.1"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"])
-            return [
-                ResolveResult(hostname=host, host=each, port=port, family=socket.AF_INET, proto=0, flags=0)
-                for each in answers[self.asked % len(answers)]
-            ]
+    async def rebinding(host: str, port: int) -> list[str]:
+        nonlocal asked
+        asked += 1
+        return (["127.0.0.2"], ["127.0.0.1"], ["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"])[asked % 4]
 
-        async def close(self) -> None: ...
-
-    names = Rebinding()
     async with host(secret) as inside:
         for _ in range(20):
-            guarded = PoolTransport(accepts=lambda address: address == "127.0.0.2", resolver=names)
+            guarded = PoolTransport(accepts=lambda address: address == "127.0.0.2", resolve=rebinding)
             transport = Transport(PoolTransport(), guarded=guarded)
             with pytest.raises(ValueError, match="host"):
                 await transport.fetch(inside.url(name="rebinding.example"), max_bytes=1000, timeout_s=5)
             await transport.aclose()
-    assert names.asked == 20
+    assert asked == 20
     assert inside.connections == 0
 
 
