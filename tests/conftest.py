@@ -18,3 +18,10 @@ for _name in [name for name in os.environ if _FOREIGN.fullmatch(name)]:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Cases of bytes are named by their length: compressed ones differ from second to second, and with them the tests
+    that the processes of one run would collect.
+    """
+    return f"{len(val)}-bytes" if isinstance(val, bytes) else None

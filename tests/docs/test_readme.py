@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 TOLD = "http://127.0.0.1:8000"  # where the README's router listens
 
 
-def cases(*languages: str) -> object:
+def cases(*languages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("block", blocks(README, *languages), ids=str)
 
 

@@ -23,7 +23,9 @@ class Out(io.TextIOWrapper):
 
     @property
     def text(self) -> str:
-        return self.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        kept = self.buffer
+        assert isinstance(kept, io.BytesIO)
+        return kept.getvalue().decode()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
