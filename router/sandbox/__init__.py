@@ -64,7 +64,7 @@ def build(*, seed: int = 0, time_scale: float = 0.1, faults: Iterable[Mapping[st
 
     The same ``seed`` gives the same latencies, ids and chosen seeds for the same calls. ``time_scale`` stretches the
     providers' usual times: 1 is life-like, 0 answers at once. ``faults`` are standing orders as the control endpoint
-    takes them. The state is at ``app.state.world``. Raises ValueError for a bad order.
+    takes them. What happened is at ``app.state.world``. Raises ValueError for a bad order.
     """
     world = World(seed=seed, time_scale=time_scale)
     emulators = {provider.name: provider(world) for provider in PROVIDERS}
@@ -83,4 +83,5 @@ def build(*, seed: int = 0, time_scale: float = 0.1, faults: Iterable[Mapping[st
 
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.world = world
+    app.state.emulators = emulators
     return app

@@ -19,7 +19,7 @@ from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, whol
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio, megapixels, shrunk
 from router.sandbox.webhooks import deliver
-from router.sandbox.world import Latency
+from router.sandbox.world import Kept, Latency
 
 LARGEST = 4 * MEGAPIXEL  # larger inputs and outputs are scaled down
 LINK_LIFETIME_S = 600
@@ -95,7 +95,7 @@ class BFL(Emulator):
 
     def start(self) -> None:
         super().start()
-        self._tasks: dict[str, _Task] = {}
+        self._tasks: Kept[_Task] = Kept()
 
     def authorized(self, request: Request) -> bool:
         return request.headers.get("x-key") == self.key

@@ -61,7 +61,12 @@ def routes(world: World, emulators: Mapping[str, Emulator]) -> list[Route]:
             emulator.start()
         return Response(status_code=204)
 
+    async def index(request: Request) -> Response:
+        body = {name: {"hosts": list(each.hosts), "key": each.key} for name, each in emulators.items()}
+        return JSONResponse({"seed": world.seed, "time_scale": world.time_scale, "providers": body})
+
     table: list[tuple[str, str, Callable[[Request], Any]]] = [
+        ("GET", "/", index),
         ("POST", "/faults", order),
         ("GET", "/faults", faults),
         ("DELETE", "/faults", clear),

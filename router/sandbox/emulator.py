@@ -310,6 +310,7 @@ class Emulator(ABC):
             self.stamp(call, response)
             response = call.finish(response)
             call.record["status"] = response.status_code
+            call.request = Request(request.scope)  # a job keeps its call: without the body, which may be large
             return response
 
         return Route(path, answer, methods=[method])

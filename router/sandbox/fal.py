@@ -22,7 +22,7 @@ from router.sandbox.emulator import Call, Emulator, Problem, encode_base64
 from router.sandbox.fal_apps import APPS, PRESETS, App, Order, check, infrastructure_error, model_error, plain
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.webhooks import deliver
-from router.sandbox.world import StoredFile
+from router.sandbox.world import Kept, StoredFile
 
 QUEUE_SHARE = 0.15  # a queued request waits this part of the usual time before it runs
 
@@ -64,7 +64,7 @@ class Fal(Emulator):
 
     def start(self) -> None:
         super().start()
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: Kept[_Job] = Kept()
 
     def authorized(self, request: Request) -> bool:
         return request.headers.get("authorization") == f"Key {self.key}"
@@ -199,21 +199,25 @@ class Fal(Emulator):
         refused = call.fault("refused") is not None
         seconds = round(await call.work(app.latency, size, order.n), 6)
         if refused and not app.flags:
-            raise Problem(self.problem("refused"))
+            raise Problem(model_error(app.refusal, ["body", "prompt"], "The content could not be processed."))
         images = []
         for index in range(n):
             brief = Brief(call.model, order.prompt, seed, size, order.format, index, sources, blank=refused)
             images.append(self._image(call, await call.paint(brief), order, size))
         made, taken = app.units([size] * n, source_sizes)
         call.bill(
-            app.amount(made + taken),
+            app.dollars(order, size, n, made + taken),
             operation="edit" if app.edit else "generate",
             quantity={"units": made + taken, "unit": "images" if app.per_image else "megapixels", "inputs": taken},
         )
         body: dict[str, Any] = {"images": images, "seed": seed}
+        if app.describes:
+            unmeasured = [{**image, "width": None, "height": None} for image in images]
+            body = {"images": unmeasured, "description": "A picture."}
         if app.flags:
             body |= {"timings": {"inference": seconds}, "has_nsfw_concepts": [refused] * n, "prompt": order.prompt}
-        return JSONResponse(body, headers={"x-fal-billable-units": str(made + taken)}), seconds
+        headers = {"x-fal-billable-units": str(made + taken)} if app.tariff is None else {}
+        return JSONResponse(body, headers=headers), seconds
 
     async def _load(self, call: Call, urls: Sequence[str]) -> tuple[tuple[bytes, ...], list[Size]]:
         sources, sizes = [], []

@@ -26,7 +26,7 @@ from router.sandbox.emulator import Call, Emulator, Problem, whole
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio, megapixels
 from router.sandbox.webhooks import deliver
-from router.sandbox.world import Latency, StoredFile
+from router.sandbox.world import Kept, Latency, StoredFile
 
 LIFETIME_S = 3600  # outputs and data are deleted after an hour
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"sandbox-webhook-signing-key").decode()
@@ -100,8 +100,7 @@ class Replicate(Emulator):
 
     def start(self) -> None:
         super().start()
-        self._predictions: dict[str, _Prediction] = {}
-        self._uploads: dict[str, dict[str, Any]] = {}
+        self._predictions: Kept[_Prediction] = Kept()
 
     def routes(self, host: str) -> Sequence[BaseRoute]:
         if host == "replicate.delivery":

@@ -24,7 +24,7 @@ from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, enco
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.sizes import megapixels
 from router.sandbox.webhooks import deliver
-from router.sandbox.world import Latency
+from router.sandbox.world import Kept, Latency
 
 FORMATS = {"JPG": "jpeg", "PNG": "png", "WEBP": "webp"}
 _CENT = Decimal("0.0001")  # costs are quoted to four decimals
@@ -66,8 +66,8 @@ class Runware(Emulator):
 
     def start(self) -> None:
         super().start()
-        self._later: dict[str, list[dict[str, Any]] | None] = {}  # asynchronous tasks; None while they run
-        self._uploads: dict[str, bytes] = {}
+        self._later: Kept[list[dict[str, Any]] | None] = Kept()  # asynchronous tasks; None while they run
+        self._uploads: Kept[bytes] = Kept(100)
 
     def routes(self, host: str) -> Sequence[BaseRoute]:
         match host:

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 from router.sandbox.emulator import Call, Emulator, Problem, encode_base64
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio
-from router.sandbox.world import Latency
+from router.sandbox.world import Kept, Latency
 
 RATIOS = ("1:1", "16:9", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
 CREDIT = Decimal("0.01")
@@ -74,7 +74,7 @@ class Stability(Emulator):
 
     def start(self) -> None:
         super().start()
-        self._results: dict[str, Response | None] = {}
+        self._results: Kept[Response | None] = Kept(100)
 
     def routes(self, host: str) -> Sequence[BaseRoute]:
         return [

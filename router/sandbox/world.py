@@ -10,11 +10,13 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from router.sandbox.faults import FaultPlan
 from router.sandbox.invoice import Invoice
 from router.sandbox.pictures import Painter, Size
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,23 @@ class StoredFile:
     needs_user_agent: bool = False
 
 
+class Kept(OrderedDict[str, T]):
+    """What an emulator remembers by id: jobs, predictions, tasks. The oldest give way beyond ``limit``."""
+
+    def __init__(self, limit: int = 2000) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def __setitem__(self, key: str, value: T) -> None:
+        super().__setitem__(key, value)
+        while len(self) > self._limit:
+            self.popitem(last=False)
+
+
 class Files:
     """Delivered and uploaded files by host and path, the oldest dropped beyond ``limit`` bytes."""
 
-    def __init__(self, limit: int = 256 << 20) -> None:
+    def __init__(self, limit: int = 128 << 20) -> None:
         self._files: OrderedDict[str, StoredFile] = OrderedDict()
         self._bytes = 0
         self._limit = limit
