@@ -167,10 +167,14 @@ def _requests(demo: _Demo) -> None:
         ),
     )
     demo.show(
-        "a token-priced model: gpt-image-2, medium quality",
+        "a token-priced model: gpt-image-2 at OpenAI, medium quality",
         "poster",
         lambda: images.generate(
-            model="gpt-image-2", prompt="A poster that says PIXELROUTE", size="1024x1024", quality="medium"
+            model="gpt-image-2",
+            prompt="A poster that says PIXELROUTE",
+            size="1024x1024",
+            quality="medium",
+            extra_body={"provider": {"only": ["openai"]}},
         ),
     )
 

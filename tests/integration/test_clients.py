@@ -88,7 +88,13 @@ def test_the_fal_guide(client, router):
 
 
 def test_a_token_priced_model_is_charged_by_its_usage(client, router):
-    answer = client.images.generate(model="gpt-image-2", prompt="A poster", size="1024x1024", quality="medium")
+    answer = client.images.generate(
+        model="gpt-image-2",
+        prompt="A poster",
+        size="1024x1024",
+        quality="medium",
+        extra_body={"provider": {"only": ["openai"]}},
+    )
     assert answer.data[0].b64_json
     assert answer.usage.output_tokens == 1756
     expected = Decimal(answer.usage.input_tokens_details.text_tokens) * 5 / 10**6 + Decimal(1756) * 30 / 10**6
@@ -99,7 +105,13 @@ def test_a_token_priced_model_is_charged_by_its_usage(client, router):
 def test_a_stream_has_partials_and_a_completed_event(client):
     events = list(
         client.images.generate(
-            model="gpt-image-2", prompt="A poster", size="1024x1024", quality="low", stream=True, partial_images=2
+            model="gpt-image-2",
+            prompt="A poster",
+            size="1024x1024",
+            quality="low",
+            stream=True,
+            partial_images=2,
+            extra_body={"provider": {"only": ["openai"]}},
         )
     )
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
