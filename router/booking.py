@@ -13,7 +13,7 @@ from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
 from router.ledger import Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
 from router.offers import Offer, Order
-from router.routing import Decision, Outcome, Scored
+from router.routing import Decision, Outcome, Scored, pack
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
 
 
@@ -65,7 +65,7 @@ def opening(
         price=price.snapshot() if price else {},
         expected=expected_as_dict(offer.expected),
         request_digest=digest(request),
-        decision=decision.record(),
+        decision=pack(decision),
     )
 
 

@@ -23,6 +23,7 @@ from router import __version__
 from router.config import ConfigError, Settings, default_config, load
 from router.ledger import LedgerError, Reports
 from router.ledger.reports import CostRow
+from router.routing import unpack
 
 # Piped output is not folded at 80 columns: tables and exact amounts stay whole.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -409,7 +410,7 @@ def explain(configs: tuple[Path, ...], ledger: str | None, request_id: str, sand
         err.print(f"The ledger has no request {request_id}. What is refused before any attempt leaves no row.")
         sys.exit(1)
     if as_json:
-        records = [attempt.opening.decision for attempt in found.attempts]
+        records = [unpack(attempt.opening.decision).record() for attempt in found.attempts]
         sys.stdout.buffer.write(orjson.dumps(records, option=orjson.OPT_INDENT_2) + b"\n")
         return
     for attempt in found.attempts:
@@ -417,7 +418,9 @@ def explain(configs: tuple[Path, ...], ledger: str | None, request_id: str, sand
         outcome = settlement.outcome if settlement else "still open"
         out.print(f"\n[bold]attempt {opening.attempt_no}[/bold] ({opening.role.value}) at {opening.target}: {outcome}")
         out.print(f"  {attempt.state.value}, {money_text(attempt.cost_nanos)} {attempt.currency}")
-        out.print(_candidates(opening.decision))
+        decision = unpack(opening.decision)
+        out.print(f"  {decision.reason}", soft_wrap=True)
+        out.print(_candidates(decision.record()))
 
 
 def _candidates(decision: Mapping[str, Any]) -> Table:

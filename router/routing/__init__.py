@@ -5,6 +5,7 @@
 
 from router.routing.decision import Decision, Scored, replay
 from router.routing.failover import Next, rescue_delay
+from router.routing.packing import pack, unpack
 from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.selector import Selector
 from router.routing.settings import PRESETS, Preset, Prior, RoutingSettings
@@ -24,6 +25,8 @@ __all__ = [
     "Sample",
     "Scored",
     "Selector",
+    "pack",
     "replay",
     "rescue_delay",
+    "unpack",
 ]
