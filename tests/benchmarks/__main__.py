@@ -14,11 +14,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.measure import Proxy, floor, ledger_rows, load, measured, median, memory, router, upstream
+from tests.benchmarks.measure import Proxy, Start, floor, ledger_rows, load, measured, median, memory, router, upstream
 from tests.benchmarks.processes import Process
 from tests.benchmarks.scenarios import SCENARIOS, Scenario
 
-COLUMNS = ("", "CPU ms: floor", "router", "goal", "ratio", "req/s: floor", "router", "added ms p50", "p99")
+COLUMNS = (
+    "",
+    "CPU ms: floor",
+    "router",
+    "goal",
+    "ratio",
+    "req/s: floor",
+    "router",
+    "added p50/p99 ms: floor",
+    "router",
+)
+WIDTHS = (42, 14, 9, 8, 8, 14, 9, 25, 14)
 
 
 def main() -> int:
@@ -28,9 +39,8 @@ def main() -> int:
         folder = Path(name)
         host, port = stack.enter_context(upstream(folder))
         url = f"http://127.0.0.1:{port}"
-        proxies = [stack.enter_context(floor(url, folder))]
-        if not options.floor_only:
-            proxies.append(stack.enter_context(router(url, folder)))
+        starts: dict[str, Start] = {"floor": floor} if options.floor_only else {"floor": floor, "router": router}
+        proxies = [stack.enter_context(start(url, folder)) for start in starts.values()]
         idle = {proxy.name: proxy.process.rss_mb() for proxy in proxies}
         sent = 0
         results: dict[str, dict[str, Any]] = {}
@@ -43,14 +53,18 @@ def main() -> int:
             "idle_mb": idle,
             "ready_s": {p.name: p.ready_s for p in proxies},
         }
-        if options.full:
-            report["mb_in_flight"] = {proxy.name: memory(proxy, folder) for proxy in proxies}
-        if not options.floor_only and not options.full:
+        if "router" in starts:
             attempts, settled = ledger_rows(folder)
             report["ledger"] = {"requests": sent, "attempts": attempts, "settled": settled}
             if not attempts == settled == sent:
                 sys.stderr.write(f"the ledger does not match: {report['ledger']}\n")
                 return 1
+        if options.full:
+            report["mb_in_flight"] = {}
+            for each, start in starts.items():
+                own = folder / each
+                own.mkdir()
+                report["mb_in_flight"][each] = memory(start, url, own)
     _finish(report, options)
     return 0
 
@@ -77,24 +91,20 @@ def _row(scenario: Scenario, found: dict[str, Any]) -> list[str]:
     low, high = found["floor"], found.get("router")
     row = [f"{scenario.name} {scenario.title}", f"{low['cpu_ms']:.3f}"]
     if high is None:
-        return [
-            *row,
-            "",
-            "",
-            "",
-            f"{low['per_s']:.0f}",
-            "",
-            f"{low['added_ms']['p50']:.1f}",
-            f"{low['added_ms']['p99']:.1f}",
-        ]
-    goal = "" if scenario.goal_ms is None else f"{scenario.goal_ms}{'' if high['cpu_ms'] <= scenario.goal_ms else ' !'}"
+        return [*row, "", "", "", f"{low['per_s']:.0f}", "", _added(low), ""]
+    missed = scenario.goal_ms is not None and high["cpu_ms"] > scenario.goal_ms
+    goal = "" if scenario.goal_ms is None else f"{scenario.goal_ms}{' !' if missed else ''}"
     row += [f"{high['cpu_ms']:.3f}", goal, f"{high['cpu_ms'] / low['cpu_ms']:.2f}"]
-    row += [f"{low['per_s']:.0f}", f"{high['per_s']:.0f}"]
-    return [*row, f"{high['added_ms']['p50']:.1f}", f"{high['added_ms']['p99']:.1f}"]
+    return [*row, f"{low['per_s']:.0f}", f"{high['per_s']:.0f}", _added(low), _added(high)]
+
+
+def _added(found: dict[str, Any]) -> str:
+    return f"{found['added_ms']['p50']:.1f} / {found['added_ms']['p99']:.1f}"
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:
-    return f"{cells[0]:<42}" + "".join(f"{cell:>14}" for cell in cells[1:])
+    first, *rest = zip(cells, WIDTHS, strict=True)
+    return f"{first[0]:<{first[1]}}" + "".join(f"{cell:>{width}}" for cell, width in rest)
 
 
 def _say(row: list[str], options: argparse.Namespace) -> None:

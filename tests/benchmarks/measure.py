@@ -12,13 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.processes import OTHER_CORES, PROXY_CORE, ROOT, Process
 from tests.benchmarks.scenarios import SCENARIOS, Scenario, body, configuration
+
+Start = Callable[[str, Path], contextlib.AbstractContextManager["Proxy"]]
 
 KEY = "bench-client-key"
 IN_FLIGHT = 64  # requests held at once when memory is measured
@@ -142,30 +144,41 @@ def median(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return middle | latencies | {"rounds_cpu_ms": [round(each["cpu_ms"], 3) for each in rounds]}
 
 
-def memory(proxy: Proxy, folder: Path) -> dict[str, float]:
-    """MB of resident memory per 4 MB edit, and per 4 MB base64 reply, in flight."""
+def memory(start: Start, upstream_url: str, folder: Path) -> dict[str, float]:
+    """MB of resident memory per 4 MB edit, and per 4 MB base64 reply, in flight.
+
+    Each in a fresh process: freed memory is rarely given back, so an earlier peak would hide a later one.
+    """
     held = replace(SCENARIOS[0], connections=IN_FLIGHT, delay_ms=(2500, 2500))
     scenarios = {"edit": replace(held, name="M1", edit=True), "reply": replace(held, name="M2", reply="huge")}
     found: dict[str, float] = {}
     for kind, scenario in scenarios.items():
-        failures: list[BaseException] = []
-
-        def run(scenario: Scenario = scenario, failures: list[BaseException] = failures) -> None:
-            try:
-                load(scenario, proxy.port, proxy.path(scenario), folder, 0.5)
-            except BaseException as error:
-                failures.append(error)
-
-        before = peak = proxy.process.rss_mb()
-        runner = threading.Thread(target=run)
-        runner.start()
-        while runner.is_alive():
-            peak = max(peak, proxy.process.rss_mb())
-            runner.join(0.02)
-        if failures:
-            raise failures[0]
-        found[kind] = (peak - before) / IN_FLIGHT
+        own = folder / scenario.name
+        own.mkdir()
+        with start(upstream_url, own) as proxy:
+            load(SCENARIOS[1], proxy.port, proxy.path(SCENARIOS[1]), own, 0.5)
+            found[kind] = _growth(scenario, proxy, own) / IN_FLIGHT
     return found
+
+
+def _growth(scenario: Scenario, proxy: Proxy, folder: Path) -> float:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            load(scenario, proxy.port, proxy.path(scenario), folder, 0.5)
+        except BaseException as error:
+            failures.append(error)
+
+    before = peak = proxy.process.rss_mb()
+    runner = threading.Thread(target=run)
+    runner.start()
+    while runner.is_alive():
+        peak = max(peak, proxy.process.rss_mb())
+        runner.join(0.02)
+    if failures:
+        raise failures[0]
+    return peak - before
 
 
 def ledger_rows(folder: Path) -> tuple[int, int]:
