@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 NANOS = 1_000_000_000
@@ -19,6 +20,7 @@ def money(nanos: int) -> Decimal:
     return Decimal(nanos).scaleb(-9)
 
 
+@lru_cache(maxsize=4096)
 def money_text(nanos: int) -> str:
     """The amount as the shortest plain decimal text: no exponent, no trailing zeros (``0.008``, ``0``)."""
     text = format(money(nanos), "f")

@@ -56,24 +56,16 @@ class Delivery:
 
     async def fetch(self, result: ImageResult, provider: Provider, *, timeout_s: float) -> ImageResult:
         """The result with bytes or base64 for every picture, measured. ProviderError(DOWNLOAD) if one cannot be had."""
-        images = [image if image.url is None else None for image in result.images]
-        links = [image for image in result.images if image.url is not None]
-        if links:
-            fetched = iter(
-                await asyncio.gather(
-                    *(
-                        self._downloads.download(
-                            str(image.url), provider, timeout_s=timeout_s, max_bytes=self._max_bytes
-                        )
-                        for image in links
-                    )
-                )
-            )
-            images = [
-                image if image is not None else replace(original, url=None, data=next(fetched)[0])
-                for image, original in zip(images, result.images, strict=True)
-            ]
-        return replace(result, images=tuple(measured(image) for image in images if image is not None))
+        images = result.images
+        if any(image.url is not None for image in images):
+            images = tuple(await asyncio.gather(*(self._fetched(image, provider, timeout_s) for image in images)))
+        return replace(result, images=tuple(measured(image) for image in images))
+
+    async def _fetched(self, image: GeneratedImage, provider: Provider, timeout_s: float) -> GeneratedImage:
+        if image.url is None:
+            return image
+        data, _ = await self._downloads.download(image.url, provider, timeout_s=timeout_s, max_bytes=self._max_bytes)
+        return replace(image, url=None, data=data)
 
     async def hand_over(
         self, result: ImageResult, request: ImageRequest, response_format: str, request_id: str
@@ -121,12 +113,11 @@ async def raw(image: GeneratedImage) -> bytes:
 
 def measured(image: GeneratedImage) -> GeneratedImage:
     """The picture with size and format read from its own header; ProviderError(UNUSABLE) if it is none."""
-    if image.data is not None:
-        found = media.probe(image.data)
-    else:
-        found = media.probe_base64(image.b64 or "")
+    found = media.probe(image.data) if image.data is not None else media.probe_base64(image.b64 or "")
     if found is None:
         raise ProviderError(ErrorKind.UNUSABLE, "The provider's answer holds no readable picture.")
+    if image.size == found.size and image.format == found.format:
+        return image
     return replace(image, size=found.size, format=found.format)
 
 

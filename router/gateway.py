@@ -85,6 +85,7 @@ class _Attempt:
     decision: Decision
     opening: Opening
     started: float
+    reason: str  # why this target, in one sentence
 
 
 class Gateway:
@@ -260,7 +261,7 @@ class Gateway:
                 retry=True,
                 retry_after_s=5.0,
             ) from error
-        attempt = _Attempt(work, offer, decision, opening, self._clock.monotonic())
+        attempt = _Attempt(work, offer, decision, opening, self._clock.monotonic(), decision.reason)
         self._selector.on_start(offer.target.key, work.route, attempt.started, opening.attempt_id)
         self._observer.attempt_started(offer.target.provider)
         ran: Ran | None = None
@@ -268,10 +269,9 @@ class Gateway:
             ran = await self._perform(work, offer, opening.attempt_id)
             left_s = max(5.0, work.deadline - self._clock.monotonic())  # it is paid: do not drop it for a second
             result = await self._delivery.fetch(ran.result, offer.provider, timeout_s=left_s)
-            ran = replace(ran, result=result)
-            made = len(result.images)
-            if made < work.request.n:
-                asked = work.request.n
+            made, asked = len(result.images), work.request.n
+            if made < asked:
+                ran = replace(ran, result=result)  # the pictures that did come, measured
                 raise ProviderError(
                     ErrorKind.UNUSABLE, f"The provider made {made} of {asked} pictures.", billed=Billed.YES
                 )
@@ -357,7 +357,7 @@ class Gateway:
         total = cost.contracted.total_nanos
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
         work.provider_s += duration_s
-        work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.decision.reason))
+        work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
         delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
         return self._completed(attempt, cost.contracted, result, delivered, routing)
@@ -389,9 +389,7 @@ class Gateway:
         )
         self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, nanos), now)
         work.provider_s += duration_s
-        work.attempts.append(
-            booking.summary(offer, outcome, duration_s, nanos, billed, attempt.decision.reason, error.message)
-        )
+        work.attempts.append(booking.summary(offer, outcome, duration_s, nanos, billed, attempt.reason, error.message))
         if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
             work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
 
@@ -459,7 +457,7 @@ class Gateway:
             currency=charge.currency,
             items=tuple(item.as_dict() for item in charge.items),
             attempts=tuple(work.attempts),
-            reason=decision.reason,
+            reason=attempt.reason,
             basis=charge.basis.value,
             output_format=delivered.format,
             size=sizes.pop() if len(sizes) == 1 else None,
