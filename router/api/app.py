@@ -17,6 +17,7 @@ from router.api.catalog import Model, Models
 from router.api.http import Exchange, Front, Intake, as_request_error, exchange_of, new_request_id
 from router.api.images import Edits, Face, Generations, Variations
 from router.api.mediafiles import MediaFile
+from router.api.openapi import OpenApi
 from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import encode_error
@@ -63,6 +64,7 @@ def routes(
         Route("/v1/models", Models(gateway, auth), methods=["GET"]),
         Route("/v1/models/{name:path}", Model(gateway, auth), methods=["GET"]),
         Route("/v1/requests/{request_id}", RequestState(requests, auth), methods=["GET", "DELETE"]),
+        Route("/openapi.json", OpenApi(), methods=["GET"]),
         Route("/healthz", Health(), methods=["GET"]),
         Route("/readyz", Readiness(ready), methods=["GET"]),
     ]

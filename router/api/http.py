@@ -61,15 +61,18 @@ class Exchange:
         return self.headers.get(name, b"").decode("latin-1").strip()
 
     def asks(self, name: str) -> bool:
-        """Whether the query string holds ``name=true`` (or 1)."""
+        """Whether the query string holds ``name=true``. RequestError for another word: a dry run must not be paid."""
         if not self.query:
             return False
         wanted = name.lower().encode()
+        asked = False
         for pair in self.query.split(b"&"):
             key, _, value = pair.partition(b"=")
             if key.lower() == wanted:
-                return value.lower() in (b"true", b"1")
-        return False
+                if value.lower() not in (b"true", b"false"):
+                    raise RequestError(400, f"'{name}' must be true or false.", code="invalid_value", param=name)
+                asked = value.lower() == b"true"
+        return asked
 
 
 def exchange_of(scope: Scope) -> Exchange:

@@ -55,15 +55,16 @@ class Images(Guarded):
         exchange.operation = self.operation.value
         face.started(exchange.operation)
         caller = exchange.caller = face.auth.caller(exchange)
+        dry_run = exchange.asks("dryRun")
+        explain = exchange.asks("explain") or exchange.headers.get(b"x-pixelroute-explain") in (b"1", b"true")
         reservation = face.intake.reserve(exchange)
         started = False
         try:
             request = await self.read(exchange, receive, reservation)
             exchange.model = request.model
-            if exchange.asks("dryRun"):
+            if dry_run:
                 await send_json(send, 200, orjson.dumps(face.gateway.quote(request, caller), default=str))
                 return
-            explain = exchange.asks("explain") or exchange.headers.get(b"x-pixelroute-explain") in (b"1", b"true")
             events = Events(request, send) if request.stream else None
             base_url = face.base_url(exchange, scope)
             record = face.requests.start(

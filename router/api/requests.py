@@ -37,27 +37,29 @@ class Record:
     later: bool = False
     completed: Completed | None = None
     error: RequestError | None = None
+    ended: bool = False  # the outcome is known and, if anybody may ask for it later, kept
     task: asyncio.Task[Completed] | None = None
 
     @property
-    def status(self) -> str:
-        if self.completed is not None:
-            return "completed"
-        return "processing" if self.error is None else "failed"
+    def outcome(self) -> str:
+        return "completed" if self.completed is not None else "failed"
 
     async def describe(self) -> bytes:
-        """The request as its client sees it: its state, and OpenAI's body or error once there is one."""
+        """The request as its client sees it: its state, and OpenAI's body or error once it has ended."""
+        return await self.described_as(self.outcome if self.ended else "processing")
+
+    async def described_as(self, status: str) -> bytes:
         head = {
             "id": self.request_id,
             "object": "request",
-            "status": self.status,
+            "status": status,
             "created": self.created,
             "operation": self.request.operation.value,
             "model": self.request.model,
         }
-        if self.error is not None:
+        if status == "failed" and self.error is not None:
             return orjson.dumps(head | {"status_code": self.error.status} | self.error.body(), default=str)
-        if self.completed is None:
+        if status != "completed" or self.completed is None:
             return orjson.dumps(head)
         response = await encode_completed(self.completed, self.request, base_url=self.base_url)
         return orjson.dumps(head)[:-1] + b',"response":' + b"".join(response) + b"}"
@@ -129,20 +131,22 @@ class Requests:
             completed = await self._gateway.run(
                 record.request, record.caller, request_id=record.request_id, emit=emit, routing=routing
             )
-            await self._end(record, completed, None)
-            return completed
+        except asyncio.CancelledError:
+            record.error = RequestError(503, "The router was stopped.", code="cancelled", type=SERVER)
+            raise
         except Exception as error:
             refused = as_request_error(error)
             if refused.status == 500 and record.later:  # nobody is there who would report it
                 log.error("unhandled error", exc_info=error, extra={"request_id": record.request_id})
             await self._end(record, None, refused)
             raise
-        except asyncio.CancelledError:
-            record.error = RequestError(503, "The router was stopped.", code="cancelled", type=SERVER)
-            raise
+        else:
+            await self._end(record, completed, None)
+            return completed
         finally:
             reservation.release()
             record.task = None
+            record.ended = True
             self._running.pop(record.request_id, None)
             self._ended[record.request_id] = record
             if len(self._ended) > self._kept:
@@ -153,17 +157,22 @@ class Requests:
         request = record.request
         if request.images or request.extra:
             record.request = replace(request, images=(), mask=None, extra={})
-        if completed is not None:
-            record.completed = await self._lasting(completed, record)
         record.error = error
-        if record.later and self._store is not None:
-            document = {"key": record.caller.key, "body": (await record.describe()).decode()}
-            await self._store.remember(record.request_id, orjson.dumps(document))
+        try:
+            if completed is not None:
+                record.completed = await self._lasting(completed, record)
+            if record.later and self._store is not None:
+                document = {"key": record.caller.key, "body": (await record.described_as(record.outcome)).decode()}
+                await self._store.remember(record.request_id, orjson.dumps(document))
+        except OSError as problem:  # a full disk must not take the picture from a client that is waiting for it
+            log.error("result not kept", exc_info=problem, extra={"request_id": record.request_id})
+            if record.completed is None:
+                record.error = RequestError(500, "The result could not be kept.", code="result_lost", type=SERVER)
         if request.webhook_url is not None and self._webhooks is not None:
             event = b'{"type":"image.%s","timestamp":%d,"data":%s}' % (
-                record.status.encode(),
+                record.outcome.encode(),
                 int(time.time()),
-                await record.describe(),
+                await record.described_as(record.outcome),
             )
             self._webhooks.send(request.webhook_url, f"msg_{record.request_id}", event)
 
@@ -184,7 +193,7 @@ class Requests:
         """A request of this caller, and whether it still runs; RequestError 404 for all others."""
         record = self._running.get(request_id) or self._ended.get(request_id)
         if record is not None and record.caller.key == caller.key:
-            return await record.describe(), record.status == "processing"
+            return await record.describe(), not record.ended
         if record is None and self._store is not None:
             document = await self._store.recall(request_id)
             if document is not None and (found := orjson.loads(document))["key"] == caller.key:

@@ -204,6 +204,13 @@ async def test_dry_run(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     assert gateway.requests == []
 
 
+@pytest.mark.parametrize("query", ["dryRun=yes", "dryRun", "dryrun=1", "explain=2", "dryRun=true&dryRun=x"])
+async def test_a_dry_run_is_never_paid_by_mistake(client: httpx.AsyncClient, gateway: FakeGateway, query: str) -> None:
+    response = await client.post(f"{GENERATE}?{query}", json=OK)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_value")
+    assert gateway.requests == []
+
+
 # --- headers ----------------------------------------------------------------------------------------------------
 
 

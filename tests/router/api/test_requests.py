@@ -215,6 +215,19 @@ async def test_jobs_are_bounded(make_client: Callable[..., httpx.AsyncClient], g
         go_on.set()
 
 
+async def test_a_full_disk_takes_no_picture_from_a_waiting_client(
+    client: httpx.AsyncClient, store: MediaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "put", full)
+    monkeypatch.setattr(store, "remember", full)
+    assert (await client.post(GENERATE, json=OK)).json()["data"][0]["b64_json"]
+    answer = await ended(client, await submit(client))
+    assert (answer["status"], answer["error"]["code"]) == ("failed", "result_lost")
+
+
 # --- webhooks ---------------------------------------------------------------------------------------------------
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
