@@ -29,7 +29,7 @@ COLUMNS = (
     "added p50/p99 ms: floor",
     "router",
 )
-WIDTHS = (42, 14, 9, 8, 8, 14, 9, 25, 14)
+WIDTHS = (42, 14, 9, 8, 8, 14, 9, 25, 17)
 
 
 def main() -> int:

@@ -57,9 +57,9 @@ def body(scenario: Scenario, folder: Path) -> tuple[Path, str]:
         "size": "1024x1024",
     }
     path = folder / f"{scenario.name}.body"
+    if scenario.reply != "link":
+        fields["response_format"] = "b64_json"
     if not scenario.edit:
-        if scenario.reply != "link":
-            fields["response_format"] = "b64_json"
         path.write_text(json.dumps(fields))
         return path, "application/json"
     parts = [
