@@ -127,29 +127,46 @@ def _attributes(request: ImageRequest, target: Target) -> dict[str, str]:
     attributes = dict(target.attributes)
     if request.quality is not None and request.quality != "auto":
         attributes["quality"] = str(target.qualities.get(request.quality, request.quality))
+    extra = _sent(request, target)
     for name in ("resolution", "rendering_speed", "acceleration", "guidance_scale"):
-        value = request.extra.get(name, target.options.get(name))
+        value = extra.get(name, target.options.get(name))
         if value is not None:
             attributes[name] = str(value)
     return attributes
 
 
 def _steps(request: ImageRequest, target: Target) -> int | None:
-    value = request.extra.get("num_inference_steps", request.extra.get("steps", target.options.get("steps")))
+    extra = _sent(request, target)
+    value = extra.get("num_inference_steps", extra.get("steps", target.options.get("steps")))
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _inputs(request: ImageRequest) -> tuple[ImageSize | None, ...]:
-    return tuple(image.size for image in request.images)
+def _sent(request: ImageRequest, target: Target) -> Mapping[str, Any]:
+    """The client's extra fields that this target is sent: what is dropped is not charged for."""
+    known = target.options.get("parameters")
+    if known is None or not request.extra:
+        return request.extra
+    return {name: value for name, value in request.extra.items() if name in known}
+
+
+def _calls(request: ImageRequest, target: Target) -> int:
+    """How many calls make the pictures, where one call makes fewer than were asked."""
+    return -(-request.n // target.max_images)
+
+
+def _inputs(request: ImageRequest, calls: int) -> tuple[ImageSize | None, ...]:
+    """Every call carries all source pictures, and is billed for them."""
+    return tuple(image.size for image in request.images) * calls
 
 
 def _expected(request: ImageRequest, target: Target) -> Expected:
+    calls = _calls(request, target)
     return Expected(
         images=request.n,
         size=request.size or target.default_size,
-        inputs=_inputs(request),
-        prompt_characters=len(request.prompt),
-        requests=-(-request.n // target.max_images),
+        inputs=_inputs(request, calls),
+        prompt_characters=len(request.prompt) * calls,
+        requests=calls,
         steps=_steps(request, target),
         partial_images=request.partial_images if request.stream and target.streams else 0,
         attributes=_attributes(request, target),
@@ -199,7 +216,7 @@ def used(request: ImageRequest, offer: Offer, result: ImageResult, sizes: tuple[
         attributes["quality"] = result.quality
     return Usage(
         outputs=sizes,
-        inputs=_inputs(request),
+        inputs=_inputs(request, offer.expected.requests),
         tokens=result.tokens,
         requests=offer.expected.requests,
         seconds=result.seconds,

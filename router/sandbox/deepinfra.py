@@ -38,7 +38,7 @@ class _Model:
 MODELS: Mapping[str, _Model] = {
     "black-forest-labs/FLUX-2-dev": _Model(Decimal("0.01"), steps=28, inputs=4),
     "black-forest-labs/FLUX-2-klein-4b": _Model(Decimal("0.014"), inputs=4, latency=Latency(1.3, 3.0)),
-    "black-forest-labs/FLUX-1-schnell": _Model(Decimal("0.0005"), steps=1, usual_steps=1, latency=Latency(0.6, 1.4)),
+    "black-forest-labs/FLUX-1-schnell": _Model(Decimal("0.0005"), steps=1, usual_steps=4, latency=Latency(0.6, 1.4)),
     "black-forest-labs/FLUX-1-dev": _Model(Decimal("0.009"), steps=25, usual_steps=25),
     "black-forest-labs/FLUX-2-max": _Model(Decimal("0.07"), scales=False, inputs=4, latency=Latency(11.0, 22.0)),
     "black-forest-labs/FLUX-1.1-pro": _Model(Decimal("0.04"), scales=False),
@@ -188,7 +188,7 @@ class DeepInfra(OpenAIShape):
         """The pictures as base64, the seconds they took, and what they cost."""
         seconds = await call.work(order.model.latency, order.size, order.n)
         size = call.real_size(order.size)
-        made = 0 if call.fault("text_only") else call.amount_of_pictures(order.n)
+        made = call.amount_of_pictures(order.n)
         pictures = []
         for index in range(made):
             brief = Brief(order.name, order.prompt, order.seed, size, "png", index, order.sources, blank=blank)
