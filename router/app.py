@@ -199,6 +199,7 @@ class Runtime:
                 ledger_pending=lambda: self.ledger.pending,
                 ledger_oldest_s=lambda: self.ledger.oldest_pending_age_s(time.monotonic()),
                 ledger_open=lambda: self.ledger.open_attempts,
+                spend=self._spend,
             )
         )
         self._ready = False
@@ -224,6 +225,15 @@ class Runtime:
             await self.gateway.close(self.settings.limits.drain_s)
             await self.transport.aclose()
             await self.ledger.close()
+
+    def _spend(self) -> Iterator[tuple[str, str | None, int]]:
+        """Exact spend in dollars of this UTC day and month by team, from the ledger; read at a scrape, in a thread."""
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        with Reports(self.settings.ledger_url) as reports:
+            for window, since in (("day", today), ("month", today.replace(day=1))):
+                for row in reports.costs("team", since):
+                    if row.currency == "USD":
+                        yield window, row.group, row.cost_nanos
 
     def _warm(self) -> None:
         """What the ledger remembers of the last day becomes the selector's evidence."""

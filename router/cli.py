@@ -87,7 +87,13 @@ def _print_problems(error: ConfigError) -> None:
     "--sandbox", is_flag=True, help="Use the built-in provider emulators instead of real hosts: no key, no bill."
 )
 @click.option("--sandbox-speed", default=0.1, show_default=True, help="Sandbox latencies as a share of the real ones.")
-@click.option("--log-format", type=click.Choice(["auto", "json", "console"]), default="auto", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "json", "console"]),
+    default="auto",
+    show_default=True,
+    help="JSON lines, or plain text; auto writes text to a terminal and JSON elsewhere.",
+)
 def serve(
     configs: tuple[Path, ...],
     ledger: str | None,
@@ -118,8 +124,8 @@ def serve(
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=9100, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9100, show_default=True, type=click.IntRange(0, 65535), help="0 picks a free one.")
 @click.option("--speed", default=0.1, show_default=True, help="Latencies as a share of the real ones.")
 def sandbox(host: str, port: int, speed: float) -> None:
     """Run the provider emulators alone, for tests of other programs; prints their base URLs and keys."""
@@ -130,9 +136,13 @@ def sandbox(host: str, port: int, speed: float) -> None:
 
 @main.command()
 @click.option("--once", is_flag=True, help="End after the requests; the exit status tells success.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="A free one if taken.")
 @click.option(
-    "--pictures", default="demo-pictures", show_default=True, type=click.Path(path_type=Path, file_okay=False)
+    "--pictures",
+    default="demo-pictures",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to save the pictures, the log and the demo's ledger.",
 )
 def demo(once: bool, port: int, pictures: Path) -> None:
     """Send requests through a router on the sandbox, show choices, pictures, costs and the report; keep serving."""
@@ -342,7 +352,14 @@ def quote(
 @click.option("--by", default="provider", show_default=True, help=f"Group by {GROUPS}.")
 @click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC.  [default: 30 days ago]")
 @click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC, exclusive.  [default: now]")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="For people, or machines.",
+)
 @click.option("--sandbox", is_flag=True, help="Report the sandbox's play money instead of the real ledger.")
 def report(
     configs: tuple[Path, ...],
