@@ -302,7 +302,9 @@ class SizeType(click.ParamType[ImageSize]):
 @config_option
 @click.argument("model")
 @click.option("--size", type=SizeType(), help="Output size.  [default: the model's]")
-@click.option("-n", "--images", "n", default=1, show_default=True, type=click.IntRange(1, 10))
+@click.option(
+    "-n", "--images", "n", default=1, show_default=True, type=click.IntRange(1, 10), help="How many pictures."
+)
 @click.option("--input", "inputs", multiple=True, type=SizeType(), help="Size of a source picture; makes it an edit.")
 @click.option("--quality", help="low, medium, high, ...")
 @click.option("--prompt", default="a picture", help="Prompt, where its length matters.")

@@ -21,7 +21,7 @@ from router import booking
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
-from router.ledger import Ledger, LedgerError, Opening, Role, State, Unresolved
+from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
 from router.offers import Offer, Offers, Order, route, used
 from router.providers.base import Job, Partial
 from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
@@ -351,7 +351,7 @@ class Gateway:
         usage = used(work.request, offer, result, sizes)
         priced = settle(offer.price, usage, offer.quote)
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
-        await self._settle(
+        settled = await self._settle(
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
         )
         total = cost.contracted.total_nanos
@@ -360,7 +360,7 @@ class Gateway:
         work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
         delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
-        return self._completed(attempt, cost.contracted, result, delivered, routing)
+        return self._completed(attempt, settled, result, delivered, routing)
 
     async def _book_failure(
         self, attempt: _Attempt, error: ProviderError | asyncio.CancelledError, ran: Ran | None
@@ -406,7 +406,7 @@ class Gateway:
         usage: Usage | None,
         error: ProviderError | None = None,
         delivered: bool = False,
-    ) -> None:
+    ) -> Settlement:
         opening = attempt.opening
         settlement = booking.settlement(
             opening.attempt_id,
@@ -429,6 +429,7 @@ class Gateway:
         self._observer.attempt_finished(
             booking.finished(attempt.work.order.model.slug, opening, settlement, attempt.offer, usage)
         )
+        return settlement
 
     def _cost(self, book: str, price: Price | None, charge: Charge, opening: Opening) -> Cost:
         """The charge under the operator's agreements; a price's own id tells its entry in the book."""
@@ -438,7 +439,7 @@ class Gateway:
     # --- answers ---------------------------------------------------------------------------------------------
 
     def _completed(
-        self, attempt: _Attempt, charge: Charge, result: ImageResult, delivered: Delivered, routing: bool
+        self, attempt: _Attempt, settled: Settlement, result: ImageResult, delivered: Delivered, routing: bool
     ) -> Completed:
         work, offer, decision = attempt.work, attempt.offer, attempt.decision
         request = work.request
@@ -454,11 +455,11 @@ class Gateway:
             images=delivered.images,
             response_format=work.response_format,
             cost_nanos=sum(attempt.cost_nanos for attempt in work.attempts if attempt.billed == Billed.YES),
-            currency=charge.currency,
-            items=tuple(item.as_dict() for item in charge.items),
+            currency=settled.currency,
+            items=settled.items,
             attempts=tuple(work.attempts),
             reason=attempt.reason,
-            basis=charge.basis.value,
+            basis=settled.basis,
             output_format=delivered.format,
             size=sizes.pop() if len(sizes) == 1 else None,
             quality=result.quality or request.quality,
