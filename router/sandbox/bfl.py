@@ -244,7 +244,7 @@ class BFL(Emulator):
             task.details = {"Moderation Reasons": ["Sexual Content"]}
         elif call.fault("failed"):
             task.status, task.details = "Error", {"error": "The task failed"}
-        elif call.fault("empty") or call.fault("text_only"):
+        elif not call.amount_of_pictures(1):
             task.status = "Ready"
         else:
             try:

@@ -173,7 +173,7 @@ class Call:
 
     def amount_of_pictures(self, asked: int) -> int:
         """How many pictures are made: as asked, unless a fault says otherwise."""
-        if self.fault("empty"):
+        if self.fault("empty") or self.fault("text_only"):
             return 0
         if fewer := self.fault("fewer"):
             return max(0, min(asked, int(fewer.number("n", asked - 1))))
@@ -358,6 +358,16 @@ def brief_of(value: Any) -> Any:
     if isinstance(value, list):
         return [brief_of(item) for item in value[:20]]
     return value
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one for everything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listing(value: Any) -> list[Any]:
+    """A JSON array; an empty one for everything else."""
+    return value if isinstance(value, list) else []
 
 
 def whole(value: Any) -> int | None:

@@ -299,20 +299,24 @@ def _size(app: App, asked: Any, wrong: list[dict[str, Any]]) -> Size | None:
     if asked == "auto" and app.default_size == "auto":
         return None
     if isinstance(asked, dict):
-        sides = [
+        width, height = (
             _integer(asked, side, 512, app.min_side, app.max_side, wrong, "image_size") for side in ("width", "height")
-        ]
-        size = sides[0], sides[1]
-        if any(side % app.multiple_of for side in size):
-            text = f"Input should be multiples of {app.multiple_of}"
-            wrong.append(fault("multiple_of", ["body", "image_size"], text, asked))
-        elif max(size) > app.max_ratio * min(size) or not app.min_pixels <= size[0] * size[1] <= app.max_pixels:
-            wrong.append(fault("value_error", ["body", "image_size"], "Input has a shape or area not offered", asked))
-        return size
-    if asked in PRESETS:
-        return PRESETS[asked]
-    wrong.append(fault("one_of", ["body", "image_size"], f"Input should be an object or one of {list(PRESETS)}", asked))
-    return None
+        )
+    elif isinstance(asked, str) and asked in PRESETS:
+        width, height = PRESETS[asked]
+    else:
+        text = f"Input should be an object or one of {list(PRESETS)}"
+        wrong.append(fault("one_of", ["body", "image_size"], text, asked))
+        return None
+    if width % app.multiple_of or height % app.multiple_of:
+        text = f"Input should be multiples of {app.multiple_of}"
+        wrong.append(fault("multiple_of", ["body", "image_size"], text, asked))
+    elif (
+        max(width, height) > app.max_ratio * min(width, height)
+        or not app.min_pixels <= width * height <= app.max_pixels
+    ):
+        wrong.append(fault("value_error", ["body", "image_size"], "Input has a shape or area not offered", asked))
+    return width, height
 
 
 def _shape(app: App, body: Mapping[str, Any], words: Words, wrong: list[dict[str, Any]]) -> Size | None:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from router.sandbox.answers import EventStream
-from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, whole
+from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, listing, mapping, whole
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.world import Latency
 
@@ -173,7 +173,7 @@ class Google(Emulator):
             raise wrong("* GenerateContentRequest.contents: contents is not specified")
         texts, sources = [], []
         for content in contents:
-            for part in (content.get("parts") or ()) if isinstance(content, dict) else ():
+            for part in map(mapping, listing(mapping(content).get("parts"))):
                 inline = part.get("inlineData") or part.get("inline_data")
                 if isinstance(part.get("text"), str):
                     texts.append(part["text"])
@@ -191,8 +191,8 @@ class Google(Emulator):
         def wrong(text: str) -> Problem:
             return Problem(self.problem("invalid", text))
 
-        config = body.get("generationConfig") or {}
-        image = config.get("imageConfig") or {}
+        config = mapping(body.get("generationConfig"))
+        image = mapping(config.get("imageConfig"))
         if len(sources) > model.max_inputs:
             raise wrong(f"At most {model.max_inputs} input images are supported.")
         shapes = [await self.world.painter.measure(source) for source in sources]
@@ -201,10 +201,10 @@ class Google(Emulator):
         ratio = image.get("aspectRatio")
         if ratio is None:
             ratio = _nearest(shapes[0]) if shapes and shapes[0] else "1:1"
-        if ratio not in RATIOS:
+        if not isinstance(ratio, str) or ratio not in RATIOS:
             raise wrong(f"aspect_ratio must be one of {', '.join(RATIOS)}")
         tier = image.get("imageSize", "1K")
-        if tier not in model.image_tokens:
+        if not isinstance(tier, str) or tier not in model.image_tokens:
             raise wrong(f"image_size must be one of {', '.join(model.image_tokens)}")
         if config.get("candidateCount", 1) != 1:
             raise wrong("Multiple candidates is not enabled for this model")
@@ -213,7 +213,7 @@ class Google(Emulator):
             raise wrong("seed must be an integer")
         width, height = RATIOS[ratio]
         size = (int(width * _SCALE[tier]), int(height * _SCALE[tier]))
-        modalities = config.get("responseModalities") or ["TEXT", "IMAGE"]
+        modalities = listing(config.get("responseModalities")) or ["TEXT", "IMAGE"]
         return _Order(prompt, size, tier, int(seed), tuple(sources), "TEXT" in modalities)
 
     # Answers

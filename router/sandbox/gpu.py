@@ -103,7 +103,7 @@ class GpuHost(OpenAIShape):
         if seed < 0:
             seed = self.world.rng(f"{self.name}/seed").randrange(2**32)
         data = []
-        for index in range(0 if call.fault("text_only") else made):
+        for index in range(made):
             brief = Brief(name, prompt, seed, real, format, index, readable, max(1, quality))
             data.append(self._deliver(call, await call.paint(brief), format, delivery))
         self._bill(call, operation, [real] * len(data), sizes)

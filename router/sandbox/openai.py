@@ -259,8 +259,6 @@ class OpenAI(OpenAIShape):
     async def _whole(self, call: Call, job: _Job) -> Response:
         await call.work(job.model.latency, job.size, job.n)
         made = call.amount_of_pictures(job.n)
-        if call.fault("text_only"):
-            made = 0
         pictures = [await call.paint(self._brief(call, job, index)) for index in range(made)]
         usage = self._bill(call, job, made, 0)
         body = {

@@ -22,7 +22,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, Problem, whole
+from router.sandbox.emulator import Call, Emulator, Problem, listing, whole
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio, megapixels
 from router.sandbox.webhooks import deliver
@@ -253,7 +253,7 @@ class Replicate(Emulator):
     async def _paint(self, call: Call, order: _Order) -> list[str]:
         links = []
         size = call.real_size(order.size)
-        made = 0 if call.fault("text_only") else call.amount_of_pictures(order.n)
+        made = call.amount_of_pictures(order.n)
         for index in range(made):
             brief = Brief(
                 call.model, order.prompt, order.seed, size, _FORMATS[order.format], index, order.sources, order.quality
@@ -296,7 +296,7 @@ class Replicate(Emulator):
         if not isinstance(given.get("prompt"), str):
             raise wrong("prompt", "prompt is required")
         format = given.get("output_format", "webp")
-        if format not in _FORMATS:
+        if not isinstance(format, str) or format not in _FORMATS:
             raise wrong("output_format", 'must be one of "webp", "jpg", "png"')
         pictures = given.get(model.inputs or "", [])
         if not isinstance(pictures, list) or len(pictures) > 8:
@@ -388,7 +388,7 @@ class Replicate(Emulator):
         return JSONResponse({"key": WEBHOOK_SECRET})
 
     def _wants_completed(self, body: Mapping[str, Any]) -> bool:
-        return "completed" in (body.get("webhook_events_filter") or ["completed"])
+        return "completed" in (listing(body.get("webhook_events_filter")) or ["completed"])
 
     async def _announce(self, webhook: str, prediction: _Prediction) -> None:
         message = self._shown(prediction.call, prediction)

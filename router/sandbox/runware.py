@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, whole
+from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, listing, mapping, whole
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.sizes import megapixels
 from router.sandbox.webhooks import deliver
@@ -226,14 +226,14 @@ class Runware(Emulator):
             await call.work(model.latency, size, n)
             real = call.real_size(size)
             cost = self._cost(model, real, steps, source_sizes)
-            made = 0 if call.fault("text_only") else call.amount_of_pictures(n)
+            made = call.amount_of_pictures(n)
             results = []
             for index in range(made):
                 format = FORMATS[self._word(task, "outputFormat", "JPG", tuple(FORMATS))]
                 brief = Brief(name, prompt, seed + index, real, format, 0, sources)
                 image = self._deliver(call, await call.paint(brief), format, str(task.get("outputType", "URL")))
                 entry = {**about, "imageUUID": self._uuid(), **image, "seed": seed + index, "status": "success"}
-                if (task.get("safety") or {}).get("checkContent") or task.get("checkNSFW"):
+                if mapping(task.get("safety")).get("checkContent") or task.get("checkNSFW"):
                     entry["NSFWContent"] = False
                 results.append({**entry, "cost": float(cost)} if task.get("includeCost") else entry)
             operation = "edit" if sources else "generate"
@@ -276,8 +276,7 @@ class Runware(Emulator):
         return str(value)
 
     async def _sources(self, call: Call, task: Mapping[str, Any]) -> tuple[tuple[bytes, ...], list[Size]]:
-        inputs = task.get("inputs") or {}
-        given = [*(task.get("referenceImages") or inputs.get("referenceImages") or ())]
+        given = [*(listing(task.get("referenceImages")) or listing(mapping(task.get("inputs")).get("referenceImages")))]
         if task.get("seedImage"):
             given.insert(0, task["seedImage"])
         sources, sizes = [], []

@@ -184,7 +184,7 @@ class Stability(Emulator):
 
     async def _make(self, call: Call, service: _Service, brief: Brief, credits: Decimal, filtered: bool) -> Response:
         await call.work(service.latency, brief.size, 1)
-        picture = b"" if call.fault("empty") or call.fault("text_only") else await call.paint(brief)
+        picture = await call.paint(brief) if call.amount_of_pictures(1) else b""
         call.bill(
             credits * CREDIT if picture else Decimal(0),
             operation="edit" if brief.sources else "generate",

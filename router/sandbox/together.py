@@ -107,7 +107,7 @@ class Together(OpenAIShape):
         self.refuse(call)
         seconds = await call.work(model.latency, size, n)
         real = call.real_size(size)
-        made = 0 if call.fault("text_only") else call.amount_of_pictures(n)
+        made = call.amount_of_pictures(n)
         data = []
         for index in range(made):
             brief = Brief(name, prompt, seed, real, format, index, tuple(sources))

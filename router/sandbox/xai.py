@@ -119,7 +119,7 @@ class XAI(OpenAIShape):
         if refused and refused.params.get("stage") == "prompt":
             raise Problem(self.problem("refused"))
         await call.work(model.latency, size, n)
-        made = 0 if call.fault("text_only") else call.amount_of_pictures(n)
+        made = call.amount_of_pictures(n)
         data = []
         for index in range(made):
             item: dict[str, Any] = {"revised_prompt": prompt, "mime_type": "image/jpeg"}

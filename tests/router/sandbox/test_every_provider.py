@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
-from router.sandbox import BASES, KEYS, PROVIDERS
+import router.sandbox
+from router.sandbox import (
+    BASES,
+    KEYS,
+    PROVIDERS,
+    bfl,
+    deepinfra,
+    fal_apps,
+    google,
+    gpu,
+    openai,
+    replicate,
+    runware,
+    stability,
+    together,
+    xai,
+)
+from router.sandbox.faults import split_model
 from tests.router.sandbox.running import Sandbox
 
 # Provider -> URL name, path, and a body that makes one small picture.
@@ -61,6 +80,30 @@ def send(sandbox: Sandbox, provider: str, fault: str = "", key: str | None = Non
     return sandbox.http.post(url, json=body, headers=headers)
 
 
+def test_everything_the_catalogue_offers_is_emulated() -> None:
+    emulated = {
+        "fal": fal_apps.APPS,
+        "openai": openai.MODELS,
+        "gpu-fast": gpu.MODELS,
+        "gpu-spot": gpu.MODELS,
+        "bfl": bfl.MODELS,
+        "replicate": replicate.MODELS,
+        "google": google.MODELS,
+        "together": together.MODELS,
+        "runware": runware.MODELS,
+        "deepinfra": deepinfra.MODELS,
+        "xai": xai.MODELS,
+        "stability": stability.SERVICES,
+    }
+    root = Path(router.sandbox.__file__).parents[2]
+    for file in (root / "providers.yaml", root / "router/sandbox/models.yaml"):
+        for model in yaml.safe_load(file.read_text())["models"].values():
+            for provider, target in (model.get("targets") or {}).items():
+                for name in {"generate", "edit", "variation"} & set(target):
+                    plain, _ = split_model(target[name])  # raises where a fault is unknown
+                    assert plain in emulated[provider], (file.name, provider, name)
+
+
 def test_names_agree() -> None:
     names = {provider.name for provider in PROVIDERS}
     assert names == set(BASES) == set(KEYS) == set(SMALL)
@@ -100,6 +143,31 @@ def test_refusals_to_serve_are_json_and_free(sandbox: Sandbox, provider: str) ->
     broke = send(sandbox, provider, "no_credit").status_code
     assert broke == 429 if provider in PREPAID_429 else broke in (400, 402, 403)
     assert sandbox.billed(provider) == 0
+
+
+ODD: list[Any] = [None, True, -1, 1.5, 10**30, "", "0x0", "9" * 300, [], [1], {"a": [1]}]
+FIELDS = [
+    "prompt", "model", "n", "num_images", "size", "image_size", "width", "height", "seed", "quality", "output_format",
+    "response_format", "stream", "image_urls", "aspect_ratio", "resolution", "steps", "input_image", "webhook_url",
+    "generationConfig", "contents", "input", "numberResults", "outputType", "referenceImages", "inputs", "safety",
+    "taskUUID", "reference_images", "image_url", "background", "partial_images", "safety_tolerance", "seedImage",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", [name for name in SMALL if name != "stability"])  # its fields are all text
+def test_odd_values_are_the_callers_fault(sandbox: Sandbox, provider: str) -> None:
+    name, path, body = SMALL[provider]
+    url = sandbox.base(provider, name) + path
+    small = {"openai": {"size": "x"}}.get(provider, {"seed": 1} if provider != "xai" else {})
+    for field in FIELDS:
+        for value in ODD:
+            sent: Any = small | body | {field: value}
+            if provider == "replicate":
+                sent = {"input": body["input"] | {field: value}} if field != "input" else {"input": value}
+            if provider == "runware":
+                sent = [{"taskUUID": str(uuid.uuid4())} | sent]
+            reply = sandbox.http.post(url, json=sent, headers=auth(provider, KEYS[provider]))
+            assert reply.status_code < 500, (field, value, reply.text)
 
 
 @pytest.mark.parametrize("provider", SMALL)

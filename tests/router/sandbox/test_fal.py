@@ -187,6 +187,79 @@ def test_prices_of_the_model_pages(sandbox: Sandbox, endpoint: str, body: dict[s
     assert sandbox.billed("fal") == Decimal(usd)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "body", "usd"),
+    [
+        ("fal-ai/flux-pro/v1.1", {"image_size": "square"}, "0.04"),
+        ("openai/gpt-image-2", {"quality": "low", "image_size": "square_hd"}, "0.006"),
+        ("openai/gpt-image-2", {"quality": "medium", "image_size": {"width": 1024, "height": 1536}}, "0.042"),
+        ("openai/gpt-image-2", {"image_size": "landscape_4_3"}, "0.145"),  # high is the default
+        ("openai/gpt-image-2", {"quality": "low", "image_size": {"width": 2560, "height": 1440}}, "0.007"),
+        (
+            "openai/gpt-image-2.5/flare/text-to-image",
+            {"quality": "high", "image_size": "square_hd", "num_images": 2},
+            "0.10536",
+        ),
+        ("openai/gpt-image-2.5/sunburst/text-to-image", {"quality": "max", "image_size": "square_hd"}, "0.21072"),
+        ("fal-ai/nano-banana", {"num_images": 2}, "0.078"),
+        ("fal-ai/nano-banana-2", {}, "0.08"),
+        ("fal-ai/nano-banana-2", {"resolution": "0.5K"}, "0.06"),
+        ("fal-ai/nano-banana-2", {"resolution": "2K"}, "0.12"),
+        ("fal-ai/nano-banana-pro", {"resolution": "2K"}, "0.15"),
+        ("fal-ai/ideogram/v3", {"rendering_speed": "TURBO"}, "0.03"),
+        ("fal-ai/ideogram/v3", {}, "0.06"),
+        ("fal-ai/ideogram/v3", {"rendering_speed": "QUALITY"}, "0.09"),
+        ("fal-ai/recraft/v3/text-to-image", {}, "0.04"),
+    ],
+)
+def test_prices_of_other_models(sandbox: Sandbox, endpoint: str, body: dict[str, Any], usd: str) -> None:
+    reply = post(sandbox, endpoint, {"prompt": "a", "seed": 1} | body)
+    assert reply.status_code == 200, reply.text
+    assert sandbox.billed("fal") == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "usd"),
+    [
+        ("fal-ai/flux-pro/kontext", {}, "0.04"),
+        ("fal-ai/flux-pro/kontext/max", {}, "0.08"),
+        ("openai/gpt-image-2/edit", {"quality": "low", "image_size": "square_hd"}, "0.015"),
+        ("fal-ai/nano-banana/edit", {}, "0.039"),
+        ("fal-ai/bytedance/seedream/v4/edit", {"image_size": {"width": 1024, "height": 1024}}, "0.03"),
+    ],
+)
+def test_prices_of_other_edits(sandbox: Sandbox, source: bytes, endpoint: str, body: dict[str, Any], usd: str) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(source).decode()
+    inputs = {"image_url": uri} if "kontext" in endpoint else {"image_urls": [uri]}
+    reply = post(sandbox, endpoint, {"prompt": "a"} | inputs | body)
+    assert reply.status_code == 200, reply.text
+    assert sandbox.billed("fal") == Decimal(usd)
+    assert post(sandbox, endpoint, {"prompt": "a"}).status_code == 422
+
+
+def test_googles_models_refuse_and_describe_in_their_own_way(sandbox: Sandbox) -> None:
+    reply = post(sandbox, "fal-ai/nano-banana", {"prompt": "a", "aspect_ratio": "16:9"}).json()
+    assert reply["description"]
+    assert reply["images"][0]["width"] is None
+    assert size_of(sandbox, reply["images"][0]) == (1344, 768)
+    refused = post(sandbox, "fal-ai/nano-banana", {"prompt": "nsfw"})
+    assert (refused.status_code, refused.json()["detail"][0]["type"]) == (422, "no_media_generated")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"image_size": {"width": 1000, "height": 1024}},
+        {"image_size": {"width": 3840, "height": 1024}},
+        {"image_size": "square"},
+        {"quality": "best"},
+    ],
+)
+def test_what_gpt_image_does_not_offer(sandbox: Sandbox, body: dict[str, Any]) -> None:
+    reply = post(sandbox, "openai/gpt-image-2", {"prompt": "a"} | body)
+    assert reply.status_code == 422, reply.text
+
+
 def test_inputs_are_counted_each_on_its_own(sandbox: Sandbox, source: bytes, large: bytes) -> None:
     uris = ["data:image/png;base64," + base64.b64encode(data).decode() for data in (source, source, large)]
     post(sandbox, EDIT, {"prompt": "a", "image_urls": uris[:2]})
