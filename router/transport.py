@@ -271,7 +271,7 @@ class _Attempt:
         self.started = transport._clock()
         self.ttfb_s: float | None = None
         self.sent_billable = resumed
-        self.request_id: str | None = None
+        self._last: httpx.Response | None = None
         self._sent = resumed
         self._transport = transport
         self._provider = provider
@@ -279,6 +279,11 @@ class _Attempt:
         self._max_bytes = max_bytes
         self._reader: AsyncGenerator[bytes, None] | None = None
         self._streaming: httpx.Response | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        """What the provider called its last answer, where the adapter knows no better."""
+        return self._last.headers.get("x-request-id") if self._last is not None else None
 
     async def drive(
         self,
@@ -344,7 +349,7 @@ class _Attempt:
                 self.sent_billable = self.sent_billable or call.billable
         if self.ttfb_s is None:
             self.ttfb_s = transport._clock() - self.started
-        self.request_id = response.headers.get("x-request-id") or self.request_id
+        self._last = response
         response.request = call.request
         if call.stream:
             self._streaming = response
