@@ -99,8 +99,9 @@ async def test_on_a_full_disk_running_calls_settle_and_none_is_opened(tmp_path: 
             await ledger.open(opening("more"))
         assert ledger.open_attempts == len(running)
 
-        for attempt_id in running:  # all of them, from the reserve
-            await ledger.settle(settlement(attempt_id))
+        async with asyncio.timeout(15):
+            for attempt_id in running:  # all of them, from the reserve
+                await ledger.settle(settlement(attempt_id))
         assert ledger.open_attempts == 0
         assert ledger.problem is not None  # the reserve is used up: still no openings
         with pytest.raises(LedgerError, match="cannot be written"):
