@@ -207,11 +207,11 @@ class PoolTransport(httpx.AsyncBaseTransport):
             return [str(ipaddress.ip_address(host))]
         now = time.monotonic()
         expires, found = self._names.get((host, port), (0.0, None))
-        if found is None or expires <= now or (found.done() and found.exception() is not None):
+        if found is None or expires <= now or (found.done() and (found.cancelled() or found.exception())):
             if len(self._names) >= MAX_NAMES:
                 self._names.clear()
             found = asyncio.ensure_future(self._resolve(host, port))
-            found.add_done_callback(asyncio.Future.exception)  # those who asked may have left
+            found.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may have left
             self._names[host, port] = now + self._dns_ttl_s, found
         addresses = await asyncio.shield(found)
         if not addresses:

@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, closing
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from router import __version__
+from router.bounded import TooLarge, pieces, whole
 from router.errors import Billed, ErrorKind, ProviderError
 from router.pool import AddressRefused
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
@@ -35,7 +35,6 @@ MIB = 1024 * 1024
 CONNECT_S = 5.0  # for DNS, TCP and TLS together; within the attempt's deadline
 POLL_READ_S = 30.0  # a question about a job that is silent for so long is asked again
 MAX_REDIRECTS = 5
-INFLATE_BYTES = 256 * 1024  # decoded at once
 RETRY_DELAYS_S = (0.25, 0.75, 2.0)  # before each repetition of a GET that failed in passing
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})  # 500 is a job's own failure at some providers
 USER_AGENT = f"pixelroute/{__version__}".encode()
@@ -215,17 +214,6 @@ class Transport:
             raise AddressRefused("the host is not one of the provider's")
         return self._guarded, False
 
-    async def read(self, response: httpx.Response, most: int) -> httpx.Response:
-        """The response with its body in memory, decoded, no larger than ``most``. The connection is free then."""
-        if response.is_closed and len(response.content) <= most:
-            return response
-        pieces = []
-        async with aclosing(body(response, most)) as reader:
-            async for piece in reader:
-                pieces.append(piece)
-        headers = [(k, v) for k, v in response.headers.raw if k.lower() not in (b"content-encoding", b"content-length")]
-        return httpx.Response(response.status_code, headers=headers, content=b"".join(pieces))
-
     async def _get(self, url: httpx.URL, trust: _Trust | None, most: int) -> tuple[bytes, str | None]:
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
@@ -250,10 +238,10 @@ class Transport:
                         f"its host answered {status}", passing=status in (404, 500) or status in TRANSIENT
                     )
                 if int(response.headers.get("content-length", "0")) > most:
-                    raise _TooLarge(most)
-                whole = await self.read(response, most)
-                return whole.content, response.headers.get("content-type")
-            except _TooLarge:
+                    raise TooLarge(most)
+                found = await whole(response, most)
+                return found.content, response.headers.get("content-type")
+            except TooLarge:
                 raise _Unfetchable(
                     f"it is larger than {most // MIB or most} {'MiB' if most >= MIB else 'bytes'}"
                 ) from None
@@ -353,14 +341,14 @@ class _Attempt:
         response.request = call.request
         if call.stream:
             self._streaming = response
-            self._reader = body(response, self._max_bytes)
+            self._reader = pieces(response, self._max_bytes)
             return response
         try:
-            whole = await transport.read(response, self._max_bytes)
+            answer = await whole(response, self._max_bytes)
         finally:
             await response.aclose()
-        whole.request = call.request
-        return whole
+        answer.request = call.request
+        return answer
 
     def _outgoing(self, call: Call, own: bool) -> httpx.Request:
         """A copy of the adapter's request with our headers, and for the provider's own origin its key."""
@@ -397,7 +385,7 @@ class _Attempt:
                 message = (
                     f"The connection to the provider failed before its answer was complete ({type(error).__name__})."
                 )
-            elif isinstance(error, _TooLarge):
+            elif isinstance(error, TooLarge):
                 message = str(error)
             else:
                 log.error("the adapter for %s could not read an answer", self._provider.name, exc_info=error)
@@ -423,11 +411,6 @@ class _Attempt:
         if self._streaming is not None:
             await self._streaming.aclose()
             self._streaming = None
-
-
-class _TooLarge(Exception):
-    def __init__(self, most: int) -> None:
-        super().__init__(f"The answer is larger than the {most} bytes allowed.")
 
 
 class _Unfetchable(Exception):
@@ -473,49 +456,6 @@ class _Trust:
 
 def _origin(url: httpx.URL) -> Origin:
     return url.scheme, url.host, url.port  # httpx lowers both and drops a scheme's default port
-
-
-async def body(response: httpx.Response, most: int) -> AsyncGenerator[bytes, None]:
-    """The pieces of a response's body, decoded; raises _TooLarge past ``most`` bytes, received or decoded.
-
-    httpx's own decoders have no bound: a megabyte of gzip can become gigabytes. We ask for no compression at all,
-    so that what is decoded here is the exception.
-    """
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if response.is_closed:
-        if len(response.content) > most:
-            raise _TooLarge(most)
-        yield response.content
-        return
-    inflate: Any = None
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    elif encoding != "identity":
-        raise httpx.DecodingError(f"the answer is in an encoding nobody asked for: {encoding[:40]}")
-    received = made = 0
-    async for chunk in response.stream:  # type: ignore[union-attr]
-        received += len(chunk)
-        if received > most:
-            raise _TooLarge(most)
-        if inflate is None:
-            yield chunk
-            continue
-        while chunk:  # in small steps: a bomb is noticed before it has gone off
-            try:
-                piece = inflate.decompress(chunk, INFLATE_BYTES)
-            except zlib.error as error:
-                raise httpx.DecodingError("the answer's compression is broken") from error
-            chunk = inflate.unconsumed_tail
-            made += len(piece)
-            if made > most:
-                raise _TooLarge(most)
-            if piece:
-                yield piece
-    if inflate is not None:
-        if rest := inflate.flush():
-            yield rest
-        if not inflate.eof:
-            raise httpx.DecodingError("the answer's compression is incomplete")
 
 
 def _seconds(value: str | None) -> float:
