@@ -22,7 +22,6 @@ class Row:
     __slots__ = (
         "bill",
         "doubt",
-        "cap",
         "fail_s",
         "in_flight",
         "index",
@@ -33,6 +32,7 @@ class Row:
         "price",
         "priority",
         "provider",
+        "sd",
         "sigma",
         "target",
         "unseen_s",
@@ -55,6 +55,7 @@ class Row:
         ln_median: float,
         sigma: float,
         n: float,
+        sd: float,
         unseen_s: float,
         doubt: float,
         in_flight: int,
@@ -72,6 +73,7 @@ class Row:
         self.ln_median = ln_median
         self.sigma = sigma
         self.n = n  # samples the estimate rests on
+        self.sd = sd  # uncertainty of the pace, in log-seconds
         self.unseen_s = unseen_s  # since it was last heard of
         self.in_flight = in_flight
         self.why = why  # None: eligible; PROBE: due for one; else the reason of its exclusion
@@ -104,6 +106,8 @@ class Ask:
     session: str | None  # target of the caller's session
     stay: float  # how much more, as a share, the session's target may cost
     explore: bool  # a look at something else is affordable
+    optimism: float  # standard deviations by which a pace may be better than it seems
+    follow: bool  # ... if only to follow up a surprise
     rate: float  # requests per second of this model
     change_every_s: float
     recover_every_s: float
@@ -122,12 +126,14 @@ def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
     """The row to use and the mode of the choice; (None, "none") if every row is out. Sets each row's index."""
     best: Row | None = None
     eligible = 0
+    low = math.inf
     for row in rows:
         row.index = index(ask, row.price, row.p, row.mean_s, row.fail_s, row.bill)
         if row.why is None:
             eligible += 1
-            if best is None or row.index < best.index:
-                best = row
+            hope = row.index - ask.value_of_time * row.mean_s * row.sd * ask.optimism if ask.first else row.index
+            if best is None or hope < low:
+                best, low = row, hope
     if best is None:
         return _panic(rows)
     if ask.order:
@@ -170,34 +176,39 @@ def _explore(rows: Sequence[Row], ask: Ask, best: Row) -> tuple[Row, str] | None
             saves = best.index - well
             if row.why == PROBE:
                 cost = row.bill * row.price + ask.value_of_time * row.fail_s
-            elif ask.explore and not row.in_flight:
+            elif not row.in_flight and (ask.explore or (ask.follow and row.doubt > 0.9)):
                 cost = row.index - best.index
             else:
                 continue
-            lost = ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
+            unseen = row.unseen_s
+            lost = ask.rate * saves * unseen * (row.doubt + 0.5 * unseen / ask.recover_every_s)
             if row.why == PROBE and row.unseen_s > ask.probe_every_s and well < best.index * 2.5:
                 lost = cost * 2.0
             if lost / max(cost, 1.0) > most:
                 found, most = row, lost / max(cost, 1.0)
             continue
-        if not ask.explore or row.in_flight:
+        if row.in_flight or not (ask.explore or (ask.follow and row.doubt > 0.9)):
             continue
         strike = best.index - row.price
         if strike <= 0.0:
             continue
-        # What it would save if its pace had changed by a log-normal factor: the value of a put option.
         spot = ask.value_of_time * row.mean_s
-        size = ask.change_size
-        d = math.log(strike / spot) / size
-        saves = strike * normal_cdf(d) - spot * math.exp(0.5 * size * size) * normal_cdf(d - size)
         unseen = min(row.unseen_s, ask.change_every_s)
-        lost = ask.rate * saves * unseen * (row.doubt + 0.5 * unseen / ask.change_every_s)
-        worth = lost / max(row.index - best.index, 0.02 * best.index)
+        lost = ask.rate * unseen * (row.doubt + 0.5 * unseen / ask.change_every_s) * _put(strike, spot, ask.change_size)
+        if row.sd > 0.1:
+            lost += ask.rate * unseen * _put(strike, spot, row.sd)
+        worth = lost / max(row.index - best.index, 0.005 * best.index)
         if worth > most:
             found, most = row, worth
     if found is None:
         return None
     return found, "probe" if found.why == PROBE else "explore"
+
+
+def _put(strike: float, spot: float, sd: float) -> float:
+    """What is saved on average if the pace is off by a log-normal factor: the value of a put option on the waiting."""
+    d = math.log(strike / spot) / sd
+    return strike * normal_cdf(d) - spot * math.exp(0.5 * sd * sd) * normal_cdf(d - sd)
 
 
 def _draw(pool: Sequence[Row], draw: float) -> Row:

@@ -21,7 +21,7 @@ from router.routing.failover import Next, next_step, rescue_delay
 from router.routing.policy import Ask, Row, normal_cdf, pick
 from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Preset, Prior, RoutingSettings
-from router.routing.stats import Arm, Flight, Window, wilson, work_class
+from router.routing.stats import Arm, Flight, SizeLaw, Window, wilson, work_class
 
 NANOS = 1e9
 SESSION_S = 900.0
@@ -75,6 +75,7 @@ class Selector:
         self._priors = dict(priors or {})
         self._random = random or random_module.Random(0)  # noqa: S311 (a choice, no secret)
         self._arms: dict[str, dict[str, Arm]] = {}  # operation -> target -> Arm
+        self._laws: dict[tuple[str, str], SizeLaw] = {}  # by operation and model
         self._breakers: dict[str, Breaker] = {}
         self._providers: dict[str, int] = {}  # in flight, where a provider's concurrency is known
         self._models: dict[str, _Model] = {}
@@ -108,12 +109,13 @@ class Selector:
             or not preferences.allow_fallbacks
         ):
             self._constrain(request, rows, tried)
-        explore = False
+        explore = follow = False
         if first and len(rows) > 1:
             gap = model.arrival(now)
             share = min(max(s.explore_share, gap / s.explore_every_s), 5 * s.explore_share)
             model.credit = min(model.credit + share, 2.0)
             explore = model.credit >= 1.0 and not preferences.order
+            follow = model.credit >= -2.0 and not preferences.order
         name = preferences.sort or s.preset
         draw = self._random.random() if name in ("weighted", "priority") else None
         session = None
@@ -134,6 +136,8 @@ class Selector:
             session,
             s.sticky,
             explore,
+            s.optimism,
+            follow,
             model.rate,
             s.change_every_s,
             s.recover_every_s,
@@ -225,6 +229,7 @@ class Selector:
                 ln_median,
                 sigma,
                 arm.successes + arm.failures,
+                sigma / math.sqrt(arm.weight + 1.0),
                 now - arm.seen if arm.seen is not None else math.inf,
                 arm.doubt,
                 len(arm.flights),
@@ -293,10 +298,15 @@ class Selector:
     def _arm(self, operation: str, target: str, provider: str) -> Arm:
         arm = self._arms.setdefault(operation, {}).get(target)
         if arm is None:
-            arm = self._arms[operation][target] = Arm(target, self._priors.get(target), self.settings)
+            arm = self._arms[operation][target] = Arm(
+                target, self._law(operation, target), self._priors.get(target), self.settings
+            )
             self._owners[target] = provider
             self._breaker(target)
         return arm
+
+    def _law(self, operation: str, target: str) -> SizeLaw:
+        return self._laws.setdefault((operation, target.partition("/")[2]), SizeLaw())
 
     def _breaker(self, target: str) -> Breaker:
         breaker = self._breakers.get(target)
@@ -314,6 +324,10 @@ class Selector:
         x = (math.log(request.megapixels) if request.megapixels > 0 else 0.0, math.log(request.images))
         work = work_class(request.images, request.megapixels, request.quality)
         flight = Flight(arm, now, arm.load(x, work), x, work, candidate.price_nanos if candidate else 0, request.model)
+        if arm.weight == 0.0:
+            arm.adopt(
+                _median([other.m for other in self._arms[request.operation].values() if other.weight > 0.0], arm.mu)
+            )
         flight.probe = self._breakers[target].started(attempt_id)
         arm.flights[attempt_id] = flight
         arm.touch()
@@ -350,7 +364,10 @@ class Selector:
                 self._book(flight.model, flight.price if cost is None else cost, 0, now)
             case Result.FAILURE:
                 arm.on_failure(
-                    latency, now, limited=flight if outcome.timed_out else None, billed=outcome.billed,
+                    latency,
+                    now,
+                    limited=flight if outcome.timed_out else None,
+                    billed=outcome.billed,
                     probe=breaker.state != CLOSED,
                 )
                 arm.refresh(now)

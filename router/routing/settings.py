@@ -60,9 +60,12 @@ class RoutingSettings:
     # Exploration of targets that are not being used
     explore_share: float = 0.02  # of first attempts at most
     explore_every_s: float = 1800.0  # at low traffic: one in this time, if that is not over a tenth of the requests
-    change_every_s: float = 7200.0  # how often a target changes its pace for good
+    change_every_s: float = 14400.0  # how often a target changes its pace for good
     change_size: float = 1.0  # standard deviation of such a change, in log-seconds
 
+    own_class: float = 1e9
+    optimism: float = 0.5
+    surprise: float = -2.0
     recover_every_s: float = 900.0  # how long a trouble lasts
     probe_every_s: float = 600.0  # an ejected target is probed at least this often
 

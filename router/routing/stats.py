@@ -26,6 +26,7 @@ DEFAULT_P50_S = 5.0  # of a target nobody knows anything about
 DEFAULT_SIGMA = 0.6
 DEFAULT_SUCCESS = 0.98
 SIZE_EXPONENTS = (0.7, 0.42)  # of megapixels and of images, until learnt
+CLASSES = 64  # work classes kept per law and per target
 
 # The normal distribution beyond z, tabulated every 1/16 from -2 to 6: hazard, information, survival and
 # its surprise.
@@ -66,21 +67,69 @@ def work_class(images: int, megapixels: float, quality: str | None) -> Work:
     return round(2.0 * math.log2(megapixels)) if megapixels > 0 else 0, images, quality
 
 
+class SizeLaw:
+    """How latency grows with work, learnt from all targets of one model: it is the same model everywhere.
+
+    What the power law misses is learnt per work class. A law of its own for each target would make targets look
+    different that are not, on the few samples that most have.
+    """
+
+    __slots__ = ("_classes", "_cov", "_mean", "exponents")
+
+    def __init__(self) -> None:
+        self.exponents = list(SIZE_EXPONENTS)
+        self._cov = [0.05, 0.0, 0.05]
+        self._mean = [0.3, 0.2]
+        self._classes: dict[Work, list[float]] = {}
+
+    def load(self, x: tuple[float, float], work: Work) -> float:
+        e = self.exponents
+        offset = self._classes.get(work)
+        load = e[0] * x[0] + e[1] * x[1]
+        return load if offset is None else load + offset[1] / (offset[0] + 10.0)
+
+    def learn(self, error: float, var: float, x: tuple[float, float], work: Work) -> None:
+        """Kalman step for the two exponents, around the mean work so that pace and size law do not mix."""
+        mean, cov, e = self._mean, self._cov, self.exponents
+        dx, dy = x[0] - mean[0], x[1] - mean[1]
+        mean[0] += dx * 0.02
+        mean[1] += dy * 0.02
+        a, b, c = cov
+        gx, gy = a * dx + b * dy, b * dx + c * dy
+        noise = var + gx * dx + gy * dy
+        kx, ky = gx / noise, gy / noise
+        e[0] = min(max(e[0] + kx * error, 0.0), 1.5)
+        e[1] = min(max(e[1] + ky * error, 0.0), 1.5)
+        cov[0] = a - kx * gx + 1e-6
+        cov[1] = b - kx * gy
+        cov[2] = c - ky * gy + 1e-6
+        entry = self._classes.get(work)
+        if entry is None:
+            if len(self._classes) >= CLASSES:
+                return
+            entry = self._classes[work] = [0.0, 0.0]
+        _count(entry, error)
+
+
+def _count(entry: list[float], error: float) -> None:
+    keep = 1.0 - 1.0 / 200.0
+    entry[0] = entry[0] * keep + 1.0
+    entry[1] = entry[1] * keep + error
+
+
 class Arm:
     """One target doing one operation."""
 
     __slots__ = (
         "_at",
         "_classes",
-        "_cov",
         "_decay",
         "_fresh_until",
         "_jolt",
         "_settings",
         "_stepped",
         "_answered_start",
-        "_x_mean",
-        "exponents",
+        "law",
         "bills",
         "fail_s",
         "failures",
@@ -100,6 +149,8 @@ class Arm:
         "seen",
         "sigma",
         "shift",
+        "_well",
+        "_well_at",
         "last_fail_s",
         "silence",
         "doubt",
@@ -109,7 +160,7 @@ class Arm:
         "weight",
     )
 
-    def __init__(self, target: str, prior: Prior | None, settings: RoutingSettings) -> None:
+    def __init__(self, target: str, law: SizeLaw, prior: Prior | None, settings: RoutingSettings) -> None:
         p50 = prior.p50_s if prior and prior.p50_s else None
         sigma = DEFAULT_SIGMA
         if prior and prior.p50_s and prior.p95_s:
@@ -133,13 +184,13 @@ class Arm:
         self.fail_s = 0.0  # sum of failures' seconds, aged as they are
         self.silence = 0.0  # surprise of the calls that run, started after the last one that was answered
         self.shift: float | None = None  # log-seconds by which the pace has left the long run's
+        self._well = 0.0  # probability that the shift is over
+        self._well_at = 0.0
         self.last_fail_s = 1.0
-        self.doubt = 1.0  # probability that the estimate is off for lack of samples
+        self.doubt = 0.0  # probability that the estimate is off for lack of samples
         self._answered_start = -math.inf
         self._jolt = 0  # sign of the last sample if it was beyond belief
-        self.exponents = list(SIZE_EXPONENTS)
-        self._cov = [0.05, 0.0, 0.05]
-        self._x_mean = [0.5, 0.5]
+        self.law = law
         self._classes: dict[Work, list[float]] = {}
         self.flights: dict[str, Flight] = {}
         self._fresh_until = -math.inf
@@ -152,10 +203,9 @@ class Arm:
 
     def load(self, x: tuple[float, float], work: Work) -> float:
         """Log-seconds that this work adds to the pace."""
-        offset = self._classes.get(work)
-        e = self.exponents
-        base = e[0] * x[0] + e[1] * x[1]
-        return base if offset is None else base + offset[1] / (offset[0] + 10.0)
+        own = self._classes.get(work)
+        load = self.law.load(x, work)
+        return load if own is None else load + own[1] / (own[0] + self._settings.own_class)
 
     def refresh(self, now: float) -> None:
         """Bring ``m`` (pace), ``p`` (success) and ``sigma`` up to ``now``; cheap when they are fresh."""
@@ -198,12 +248,15 @@ class Arm:
             same = dev / (min(s.same_strength, known) + n)
             if n > 0.05:
                 var = sigma * sigma
-                spread = s.change_var * n / var  # prior variance of a change, in units of the mean's own
-                z2 = dev * dev / (n * var)
+                counts = n * known / (n + known)  # samples that tell the two means apart
+                spread = s.change_var * counts / var  # prior variance of a change, in units of the mean's own
+                z2 = dev * dev * counts / (n * n * var)
                 odds = s.change_odds * math.exp(min(0.5 * z2 * spread / (1.0 + spread), 50.0)) / math.sqrt(1.0 + spread)
                 changed = odds / (1.0 + odds)
                 shift = dev / (min(s.latency_strength, known) + n)
                 if changed > 0.5:
+                    if self.shift is None:
+                        self._well, self._well_at = 0.05, now
                     self.shift = shift
                 same += changed * (shift - same)
             if self.shift is not None and abs(self.shift) > abs(same):
@@ -222,6 +275,10 @@ class Arm:
         return (2.0 * mean_s + self.fail_s) / (2.0 + self.failures)
 
     # -- learning
+
+    def adopt(self, m: float) -> None:
+        """Nothing is known of this target: begin with what its peers do, as one sample."""
+        self.mu, self.weight = m, 1.0
 
     def _age(self, now: float) -> None:
         dt = now - self._at
@@ -251,7 +308,7 @@ class Arm:
         expected = self.m_quiet if total > 0 else y
         error = y - expected
         z = error / self.sigma
-        self.doubt = 1.0 if z < -2.0 else 0.5 * self.doubt
+        self.doubt = 1.0 if z < s.surprise else 0.0
         if start > self._answered_start:
             self._answered_start = start
         # One sample far off is an outlier, two in a row on the same side are news.
@@ -266,9 +323,19 @@ class Arm:
             self._jolt = 0
             if total >= 1.0:
                 self._learn_size(error * total / (total + 1.0), x, work)
-        if self.shift is not None and abs(y - self.mu) < abs(y - self.mu - self.shift):
-            self.shift = None
-            self.recent_n = self.recent_y = 0.0
+        if self.shift is not None:
+            # Is it itself again? The time that has passed makes it likelier, the samples decide.
+            stays = math.exp(-max(now - self._well_at, 0.0) / s.recover_every_s)
+            self._well_at = now
+            well = 1.0 - (1.0 - self._well) * stays
+            says = self.shift * (0.5 * self.shift - (y - self.mu)) / self.var
+            well = well / (well + (1.0 - well) * math.exp(min(max(-says, -50.0), 50.0)))
+            self._well = max(well, 0.01)
+            if well > 0.5:
+                self.shift = None
+                self.recent_n = self.recent_y = 0.0
+            elif well > 0.1:
+                self.doubt = 1.0
         self.recent_n += 1.0
         self.recent_y += y
         e = (y - expected) / self.sigma - 0.75
@@ -283,7 +350,7 @@ class Arm:
         if self.shift is not None:
             step *= 0.1  # what may pass does not become the long run soon
         self.weight = min(self.weight + step, s.memory)
-        self.mu += (y - self.mu) * step / self.weight if self.weight > step else (y - self.mu)
+        self.mu += (y - self.mu) * step / self.weight
         if total >= 1.0:
             share = step / (min(self.n, s.memory) + 6.0)
             self.var += (min(error * error, 9.0 * self.var) * total / (total + 1.0) - self.var) * share
@@ -294,7 +361,13 @@ class Arm:
         return z
 
     def on_failure(
-        self, seconds: float, now: float, *, limited: Flight | None = None, billed: bool | None = None, probe: bool = False
+        self,
+        seconds: float,
+        now: float,
+        *,
+        limited: Flight | None = None,
+        billed: bool | None = None,
+        probe: bool = False,
     ) -> None:
         """Learn from a failure. ``limited`` is a call that ran into a limit of ours.
 
@@ -328,28 +401,13 @@ class Arm:
         self.p_long += (value - self.p_long) * step / (self.n + 10.0)
 
     def _learn_size(self, error: float, x: tuple[float, float], work: Work) -> None:
-        """Kalman step for the two exponents, around the mean work so that pace and size law do not mix."""
-        mean, cov, e = self._x_mean, self._cov, self.exponents
-        dx, dy = x[0] - mean[0], x[1] - mean[1]
-        mean[0] += dx * 0.02
-        mean[1] += dy * 0.02
-        a, b, c = cov
-        gx, gy = a * dx + b * dy, b * dx + c * dy
-        noise = self.var + gx * dx + gy * dy
-        kx, ky = gx / noise, gy / noise
-        e[0] = min(max(e[0] + kx * error, 0.0), 1.5)
-        e[1] = min(max(e[1] + ky * error, 0.0), 1.5)
-        cov[0] = a - kx * gx + 1e-6
-        cov[1] = b - kx * gy
-        cov[2] = c - ky * gy + 1e-6
+        self.law.learn(error, self.var, x, work)
         entry = self._classes.get(work)
         if entry is None:
-            if len(self._classes) >= 64:
+            if len(self._classes) >= CLASSES:
                 return
             entry = self._classes[work] = [0.0, 0.0]
-        keep = 1.0 - 1.0 / 200.0
-        entry[0] = entry[0] * keep + 1.0
-        entry[1] = entry[1] * keep + error
+        _count(entry, error)
 
     def forget(self, keep: float) -> None:
         """After a recovery: an outage says little about what comes next."""
