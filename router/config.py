@@ -460,7 +460,7 @@ def _names(
                 origin[slug].problem("aliases", f"{name!r} already names another model")
             names[name] = serves
         for target in model.targets:
-            names.setdefault(target.key, slug)
+            names.setdefault(target.key, serves)
     for operation, name in defaults.items():
         if name not in names:
             file = next(iter(origin.values())).file if origin else "configuration"

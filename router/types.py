@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
+from math import isqrt
 from typing import Any
 
 from pricing import ImageSize, Reported
@@ -115,6 +116,14 @@ class SizeRule:
             and self.min_pixels <= size.pixels <= self.max_pixels
             and (self.max_ratio is None or long <= self.max_ratio * short)
         )
+
+    @property
+    def largest(self) -> ImageSize:
+        """The fixed size with the most pixels, else the largest square inside the bounds."""
+        if self.fixed:
+            return max(self.fixed, key=lambda size: size.pixels)
+        side = min(self.max_side, isqrt(self.max_pixels)) // self.multiple_of * self.multiple_of
+        return ImageSize(side, side)
 
     def __str__(self) -> str:
         if self.fixed:

@@ -39,9 +39,9 @@ class Catalog:
             provider, slash, _ = name.partition("/")
             return model, provider if slash and name not in model.aliases else None
         provider, slash, rest = name.partition("/")
-        if slash and (slug := self.names.get(rest)) is not None and (model := self.models.get(slug)) is not None:
-            if any(target.provider == provider for target in model.targets):
-                return model, provider
+        model = self.models.get(self.names.get(rest, "")) if slash else None
+        if model is not None and any(target.provider == provider for target in model.targets):
+            return model, provider
         raise RequestError(404, self._unknown(name), code="model_not_found", param="model")
 
     def _unknown(self, name: str) -> str:
@@ -140,6 +140,8 @@ _EPOCH_OF_IMAGES = 1_609_459_200  # 2021-01-01: models without a release date ne
 
 def _described(name: str, model: Model) -> dict[str, Any]:
     released = datetime.combine(model.released, time(), UTC).timestamp() if model.released else _EPOCH_OF_IMAGES
+    edits = any(operation is not Operation.GENERATE for operation in model.operations)
+    largest = max((target.sizes.largest for target in model.targets), key=lambda size: size.pixels)
     body: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -148,13 +150,17 @@ def _described(name: str, model: Model) -> dict[str, Any]:
         "name": model.name,
         "status": model.status,
         "operations": [operation.value for operation in model.operations],
+        "modalities": {"input": ["text", "image"] if edits else ["text"], "output": ["image"]},
         "providers": [target.provider for target in model.targets],
+        "provider_models": {target.provider: dict(target.endpoints) for target in model.targets},
+        "max_resolution": str(largest),
         "max_input_images": max(target.max_inputs for target in model.targets),
         "output_formats": sorted({form for target in model.targets for form in target.formats}),
         "sizes": sorted({str(target.sizes) for target in model.targets}),
         "tags": list(model.tags),
         "aliases": list(model.aliases),
         "shutdown_date": model.retires.isoformat() if model.retires else None,
+        "successor": model.successor,
     }
     if name != model.slug:
         body["slug"] = model.slug

@@ -311,7 +311,8 @@ class OpenAI(OpenAIShape):
 
     def _bill(self, call: Call, job: _Job, made: int, partials: int) -> dict[str, Any]:
         """Write the invoice; the usage object."""
-        out = made * output_tokens(job.model, call.real_size(job.size), job.quality) + partials * PARTIAL_TOKENS
+        counted = call.real_size(job.size) if job.model.free_size else job.size  # the table has no other sizes
+        out = made * output_tokens(job.model, counted, job.quality) + partials * PARTIAL_TOKENS
         million = Decimal(1_000_000)
         amount = (
             job.text_tokens * job.model.text_in + job.image_tokens * job.model.image_in + out * job.model.image_out
