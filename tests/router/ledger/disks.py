@@ -92,7 +92,7 @@ class SmallDisk(Disk):
 def mounted(disk: Disk) -> Iterator[None]:
     """Ledgers opened inside for writing are on that disk."""
 
-    class Connection(REAL):  # type: ignore[misc,valid-type]
+    class Connection(REAL):
         def __init__(self, filename: str) -> None:
             super().__init__(filename, vfs=NAME)
             self.pragma("locking_mode", "exclusive")

@@ -38,7 +38,7 @@ async def test_a_killed_router_loses_nothing(tmp_path: Path) -> None:
     assert found == left_open
 
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
-    states = dict(connection.execute("SELECT attempt_id, state FROM standing").fetchall())
+    states = {row[0]: row[1] for row in connection.execute("SELECT attempt_id, state FROM standing")}
     restarts = connection.execute("SELECT count(*) FROM entry WHERE evidence = 'restart'").get
     outcomes = connection.execute(
         "SELECT max(n) FROM (SELECT count(*) AS n FROM entry WHERE kind IN ('settled', 'void') GROUP BY attempt)"

@@ -14,7 +14,7 @@ import apsw
 import pytest
 
 from router.ledger import Ledger, LedgerError, Reports, State, verify
-from router.ledger.journal import Journal
+from router.ledger.journal import Journal, Record
 from tests.router.ledger.builders import NOON, mended, opening, settlement
 from tests.router.ledger.disks import REAL, SmallDisk, VolatileDisk, mounted
 
@@ -78,7 +78,7 @@ def _left(disk: VolatileDisk, directory: Path) -> dict[str, str]:
     ledger = disk.after_power_loss(directory) / "ledger.db"
     with closing(REAL(str(ledger))) as left:
         assert left.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return dict(left.execute("SELECT attempt_id, state FROM standing").fetchall())
+        return {str(row[0]): str(row[1]) for row in left.execute("SELECT attempt_id, state FROM standing")}
 
 
 async def test_on_a_full_disk_running_calls_settle_and_none_is_opened(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ async def test_a_failed_transaction_leaves_no_trace(tmp_path: Path) -> None:
         journal = Journal(home / "ledger.db")
         for number in range(60):
             records = [opening(f"{number}-{k}") for k in range(luck.randrange(1, 12))]
-            batch = [*records, *(settlement(one.attempt_id) for one in records if luck.random() < 0.5)]
+            batch: list[Record] = [*records, *(settlement(one.attempt_id) for one in records if luck.random() < 0.5)]
             while True:
                 disk.capacity = 64 << 20 if luck.random() < 0.5 else disk.used() + luck.randrange(20_000)
                 try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def outcomes(luck: random.Random, one: Opening, size: ImageSize) -> list[Settlem
     kind = luck.choice(["picture", "picture", "picture", "void", "unknown", "found out", "open", "unpriced", "wasted"])
     amount = luck.randrange(10**9)
     at = one.opened_at + timedelta(seconds=3)
-    common = {"recorded_at": at, "currency": one.currency, "latency_ms": luck.randrange(60_000)}
+    common: dict[str, Any] = {"recorded_at": at, "currency": one.currency, "latency_ms": luck.randrange(60_000)}
     unknown = settlement(
         one.attempt_id,
         State.UNKNOWN,
@@ -208,7 +209,7 @@ def _row(key: tuple[str | None, str], members: list[Life]) -> CostRow:
 
 
 BY: dict[str, Callable[[Opening], Any]] = {
-    **{name: (lambda one, name=name: getattr(one, name)) for name in CUTS if name not in ("hour", "day", "month")},
+    **{name: attrgetter(name) for name in CUTS if name not in ("hour", "day", "month")},
     "hour": lambda one: one.opened_at.isoformat()[:13],
     "day": lambda one: one.opened_at.isoformat()[:10],
     "month": lambda one: one.opened_at.isoformat()[:7],
