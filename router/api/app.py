@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Lifespan
 
 from router.api.auth import Authenticator, Key
 from router.api.catalog import Model, Models
-from router.api.http import Exchange, Front, Intake, as_request_error, exchange_of, new_request_id
+from router.api.http import Exchange, Front, Guarded, Intake, as_request_error, exchange_of, new_request_id
 from router.api.images import Edits, Face, Generations, Variations
 from router.api.mediafiles import MediaFile
 from router.api.openapi import OpenApi
@@ -98,7 +98,13 @@ def build_app(
         exception_handlers={HTTPException: _on_error, Exception: _on_error},
     )
     app.router.redirect_slashes = False
-    app.front = lambda inner: Front(inner, new_id=new_id, finished=finished)
+    lanes = {
+        (method, route.path): route.endpoint
+        for route in routes
+        if isinstance(route, Route) and isinstance(route.endpoint, Guarded) and "{" not in route.path
+        for method in route.methods or ()
+    }
+    app.front = lambda inner: Front(inner, new_id=new_id, finished=finished, lanes=lanes)
     return app
 
 

@@ -85,7 +85,11 @@ def new_request_id() -> str:
 
 
 class Front:
-    """The outermost layer: request ids and standard headers on every answer, and no answer that is not ours."""
+    """The outermost layer: request ids and standard headers on every answer, and no answer that is not ours.
+
+    ``lanes`` are endpoints by method and exact path that are gone to directly: they answer their errors themselves, so
+    that nothing between adds but time.
+    """
 
     def __init__(
         self,
@@ -93,8 +97,10 @@ class Front:
         *,
         new_id: Callable[[], str] = new_request_id,
         finished: Callable[[Exchange], None] | None = None,
+        lanes: Mapping[tuple[str, str], ASGIApp] | None = None,
     ) -> None:
         self.app = app
+        self._lanes = lanes or {}
         self._new_id = new_id
         self._finished = finished
 
@@ -127,7 +133,8 @@ class Front:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            app = self._lanes.get((exchange.method, exchange.path), self.app)
+            await app(scope, receive, answer)
         except ClientGone:
             exchange.gone = True
         except Exception as error:

@@ -42,10 +42,14 @@ def endpoint(address: str) -> httpx.URL:
 def post(
     url: httpx.URL, content: bytes | Pieces, headers: Sequence[tuple[bytes, bytes]] = JSON_HEADERS
 ) -> httpx.Request:
+    # Told everything, httpx has nothing to work out: a fifth of the time.
+    stream: httpx.ByteStream | Pieces
     if isinstance(content, bytes):
-        return httpx.Request("POST", url, headers=headers, content=content)
-    own = [(b"host", url.netloc), (b"content-length", b"%d" % content.length)]
-    return httpx.Request("POST", url, headers=[*own, *headers], stream=content)
+        length, stream = len(content), httpx.ByteStream(content)
+    else:
+        length, stream = content.length, content
+    own = [(b"host", url.netloc), (b"content-length", b"%d" % length)]
+    return httpx.Request("POST", url, headers=[*own, *headers], stream=stream)
 
 
 def get(url: httpx.URL) -> httpx.Request:
