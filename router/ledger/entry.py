@@ -86,7 +86,7 @@ class Settlement:
     latency_ms: int | None = None
     ttfb_ms: int | None = None
     queue_ms: int | None = None
-    evidence: str = "response"  # response, resume, invoice, operator
+    evidence: str = "response"  # response, resume, restart, router (never sent), invoice, operator
 
 
 @dataclass(frozen=True, slots=True)

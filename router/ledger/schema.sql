@@ -59,7 +59,7 @@ CREATE TABLE entry (
   list_nanos          INTEGER NOT NULL,
   currency            TEXT NOT NULL,
   basis               TEXT,                  -- reported, reported_quantity, measured, worst_case, unpriced
-  evidence            TEXT NOT NULL,         -- response, resume, restart, invoice, operator
+  evidence            TEXT NOT NULL,         -- response, resume, restart, router, invoice, operator
   outcome             TEXT,
   delivered           INTEGER NOT NULL DEFAULT 0 CHECK (delivered IN (0, 1)),
   images              INTEGER NOT NULL DEFAULT 0,  -- made, measured

@@ -343,7 +343,7 @@ class Ledger:
             currency=opening.currency,
             basis=Basis.MEASURED,
             error="given up before anything was sent",
-            evidence="operator",
+            evidence="router",
         )
 
 
