@@ -69,7 +69,8 @@ class Ledger:
         self.on_commit = on_commit
         self._clock = clock
         self._reserve_bytes = reserve_bytes
-        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Pending] | None] = queue.SimpleQueue()
+        self._gathered: list[_Pending] = []  # of this turn of the loop
         self._pending: dict[int, _Pending] = {}  # in the order they came
         self._problem: str | None = _NOT_STARTED
         self._closing = False
@@ -105,6 +106,7 @@ class Ledger:
             return
         if not self._closing:
             self._closing, self._grace_s = True, grace_s
+            self._hand_over()
             self._queue.put(None)
         await asyncio.shield(self._stopped)
 
@@ -172,8 +174,16 @@ class Ledger:
             raise LedgerError("the ledger is closed" if self._closing else "the ledger is not started")
         pending = _Pending(record, self._loop.create_future(), time.monotonic())
         self._pending[id(pending)] = pending
-        self._queue.put(pending)
+        if not self._gathered:
+            self._loop.call_soon(self._hand_over)
+        self._gathered.append(pending)
         return pending
+
+    def _hand_over(self) -> None:
+        """Give the writer what one turn of the loop has gathered: waking it costs more than queueing."""
+        if self._gathered:
+            batch, self._gathered = self._gathered, []
+            self._queue.put(batch)
 
     def _read_unresolved(self) -> list[Unresolved]:
         with Reports(self.path) as reports:
@@ -239,12 +249,12 @@ class Ledger:
         """Everything that has gathered; waits for something if nothing has. True when the ledger is to close."""
         batch: list[_Pending] = []
         with suppress(queue.Empty):
-            one = self._queue.get(timeout=timeout_s)
-            while one is not None:
-                batch.append(one)
-                if len(batch) == MAX_BATCH:
+            more = self._queue.get(timeout=timeout_s)
+            while more is not None:
+                batch += more
+                if len(batch) >= MAX_BATCH:
                     return batch, False
-                one = self._queue.get_nowait()
+                more = self._queue.get_nowait()
             return batch, True
         return batch, False
 
