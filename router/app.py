@@ -501,6 +501,7 @@ async def _serve(
         )
         gc.collect()
         gc.freeze()  # what was loaded for good need not be looked through again and again
+        gc.set_threshold(20_000, 20, 20)  # a request makes a thousand objects and no cycle
         await server.serve()
         if not server.started:
             raise StartError(f"nothing could be served on {host}:{port}; the log says why")
