@@ -21,7 +21,7 @@ from rich.table import Table
 from pricing import ImageSize, PricingError, check_price_books, diff, load_price_books, money_text
 from router import __version__
 from router.config import ConfigError, Settings, default_config, load
-from router.ledger import LedgerError, Reports
+from router.ledger import LedgerError, Reports, backup, verify
 from router.ledger.reports import CostRow
 from router.routing import unpack
 
@@ -149,6 +149,38 @@ def demo(once: bool, port: int, pictures: Path) -> None:
     from router.demo import run
 
     sys.exit(run(once=once, port=port, pictures=pictures, console=out))
+
+
+# --- the ledger -------------------------------------------------------------------------------------------------
+
+
+@main.group("ledger")
+def ledger_group() -> None:
+    """Look after the ledger file."""
+
+
+@ledger_group.command("verify")
+@click.argument("path", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+def ledger_verify(path: Path) -> None:
+    """Recompute the hash chain and the balances of the ledger at PATH; name every altered or missing row."""
+    audit = verify(path)
+    for problem in audit.problems:
+        err.print(f"[red]problem[/red]  {problem}", soft_wrap=True)
+    out.print(f"{audit.seq} rows, {len(audit.problems)} problems, chain ends in {audit.hash}.", soft_wrap=True)
+    sys.exit(1 if audit.problems else 0)
+
+
+@ledger_group.command("backup")
+@click.argument("path", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
+def ledger_backup(path: Path, target: Path) -> None:
+    """Copy the ledger at PATH to TARGET, also while a router writes it."""
+    try:
+        backup(path, target)
+    except LedgerError as error:
+        err.print(f"[red]cannot copy[/red]  {error}", soft_wrap=True)
+        sys.exit(2)
+    out.print(f"{target}: {target.stat().st_size} bytes.", soft_wrap=True)
 
 
 # --- prices -----------------------------------------------------------------------------------------------------

@@ -155,3 +155,20 @@ def test_prices_diff_tells_what_other_books_would_have_cost(router: RouterProces
     assert Decimal(change) == Decimal(anew) - Decimal(booked)
     assert currency == "USD"
     assert "EDITED" in answer.stdout
+
+
+def test_the_ledger_can_be_verified_and_copied_while_it_is_written(router: RouterProcess, tmp_path):
+    router.post("/v1/images/generations", {"model": "gpu-fast/flux.2-dev-turbo", "prompt": "a lake"})
+    path = router.ledger_url.removeprefix("sqlite:///")
+    assert " 0 problems" in pixelroute("ledger", "verify", path).stdout
+    copy = tmp_path / "copy.db"
+    assert pixelroute("ledger", "backup", path, str(copy)).returncode == 0
+    assert pixelroute("ledger", "verify", str(copy)).returncode == 0
+    content = bytearray(copy.read_bytes())
+    at = content.rfind(b"flux.2-dev-turbo")
+    content[at] ^= 1
+    copy.write_bytes(content)
+    altered = pixelroute("ledger", "verify", str(copy))
+    assert altered.returncode == 1
+    assert "problem" in altered.stderr
+    assert pixelroute("ledger", "backup", path, str(copy)).returncode == 2
