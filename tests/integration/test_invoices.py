@@ -117,11 +117,8 @@ def a_size(rng: random.Random, target: Target) -> ImageSize | None:
 
 def an_option(rng: random.Random, target: Target) -> dict[str, Any]:
     """A field that a price may depend on: one the target knows, or one it must drop without charging for it."""
-    endpoint = next(iter(target.endpoints.values()))
-    if "ideogram" in endpoint:
+    if target.model == "ideogram-3":
         return {"rendering_speed": rng.choice(("TURBO", "BALANCED", "QUALITY"))}
-    if target.provider == "fal" and "nano-banana-" in endpoint:
-        return {"resolution": rng.choice(("1K", "2K"))}
     if target.provider in ("together", "runware", "deepinfra"):
         return {rng.choice(("steps", "num_inference_steps")): rng.randint(2, 12)}
     return {}
