@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs
@@ -26,7 +26,7 @@ PATH = "/v1/media/"
 """Where links point."""
 
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{2,5}")
-_REQUEST = re.compile(r"[A-Za-z0-9_-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CHUNK = 256 * 1024
 
 
@@ -41,13 +41,13 @@ class Media:
     chunks: Callable[[], AsyncIterator[bytes]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """What a store knows of one picture. ``touched``: Unix seconds of the last time a request made it."""
+    """One picture that is kept. ``touched``: Unix seconds of the last time a request made it."""
 
+    name: str
     length: int
     touched: float
-    requests: set[str] = field(default_factory=set)
 
 
 class Blobs(Protocol):
@@ -63,8 +63,12 @@ class Blobs(Protocol):
 
     async def delete(self, names: Iterable[str]) -> None: ...
 
-    async def scan(self) -> dict[str, Stored]:
+    async def scan(self) -> list[Stored]:
         """All pictures that are kept."""
+        ...
+
+    async def purge(self, request_id: str) -> int:
+        """Forget a request and delete its pictures, but those that another request made too; how many went."""
         ...
 
     async def remember(self, request_id: str, document: bytes) -> None:
@@ -73,12 +77,8 @@ class Blobs(Protocol):
 
     async def recall(self, request_id: str) -> bytes | None: ...
 
-    async def forget(self, request_id: str) -> None:
-        """Delete a request's document and the note of its pictures, not the pictures."""
-        ...
-
     async def forget_before(self, moment: float) -> None:
-        """The same for every request last written before this, Unix seconds."""
+        """Forget every request last written before this, Unix seconds; their pictures go on their own."""
         ...
 
 
@@ -139,13 +139,7 @@ class MediaStore:
 
     async def purge(self, request_id: str) -> int:
         """Delete the pictures of one request, unless another request made the same ones; how many went."""
-        doomed = []
-        for name, stored in (await self._blobs.scan()).items():
-            if request_id in stored.requests and stored.requests <= {request_id}:
-                doomed.append(name)
-        await self._blobs.delete(doomed)
-        await self._blobs.forget(request_id)
-        return len(doomed)
+        return await self._blobs.purge(request_id)
 
     async def remember(self, request_id: str, document: bytes) -> None:
         """Keep a document about a request for the store's lifetime, so that a restart does not lose it."""
@@ -158,14 +152,13 @@ class MediaStore:
         """Delete what has outlived its last link, then the oldest until the rest fits; how many went."""
         self._written = 0
         self._crowded.clear()
-        kept = await self._blobs.scan()
-        oldest = sorted(kept.items(), key=lambda item: item[1].touched)
-        total, dead = sum(stored.length for stored in kept.values()), self._now() - self._lifetime_s
+        kept = sorted(await self._blobs.scan(), key=lambda stored: stored.touched)
+        total, dead = sum(stored.length for stored in kept), self._now() - self._lifetime_s
         doomed = []
-        for name, stored in oldest:
+        for stored in kept:
             if stored.touched > dead and total <= self._max_bytes:
                 break
-            doomed.append(name)
+            doomed.append(stored.name)
             total -= stored.length
         await self._blobs.delete(doomed)
         await self._blobs.forget_before(dead)
@@ -217,7 +210,7 @@ class Directory:
         except FileNotFoundError:
             path.parent.mkdir(exist_ok=True)
             self._place(path, data)
-        if _REQUEST.fullmatch(request_id):
+        if REQUEST_ID.fullmatch(request_id):
             with (self._requests / request_id).open("a") as notes:
                 notes.write(name + "\n")
 
@@ -248,20 +241,16 @@ class Directory:
         await asyncio.to_thread(_unlink, [self._path(name) for name in names])
 
     async def remember(self, request_id: str, document: bytes) -> None:
-        if _REQUEST.fullmatch(request_id):
+        if REQUEST_ID.fullmatch(request_id):
             await asyncio.to_thread(self._place, self._documents / request_id, document)
 
     async def recall(self, request_id: str) -> bytes | None:
-        if not _REQUEST.fullmatch(request_id):
+        if not REQUEST_ID.fullmatch(request_id):
             return None
         try:
             return await asyncio.to_thread((self._documents / request_id).read_bytes)
         except FileNotFoundError:
             return None
-
-    async def forget(self, request_id: str) -> None:
-        if _REQUEST.fullmatch(request_id):
-            await asyncio.to_thread(_unlink, [self._requests / request_id, self._documents / request_id])
 
     async def forget_before(self, moment: float) -> None:
         await asyncio.to_thread(self._forget_before, moment)
@@ -274,26 +263,38 @@ class Directory:
             except FileNotFoundError:
                 continue
 
-    async def scan(self) -> dict[str, Stored]:
+    async def scan(self) -> list[Stored]:
         return await asyncio.to_thread(self._scan)
 
-    def _scan(self) -> dict[str, Stored]:
-        found: dict[str, Stored] = {}
+    def _scan(self) -> list[Stored]:
+        found = []
         for path in self._pictures.glob("*/*"):
             try:
                 facts = path.stat()
             except FileNotFoundError:
                 continue  # another process was faster
-            found[path.name] = Stored(facts.st_size, facts.st_mtime)
-        for notes in self._requests.iterdir():
-            try:
-                names = notes.read_text().split()
-            except FileNotFoundError:
-                continue
-            for name in names:
-                if name in found:
-                    found[name].requests.add(notes.name)
+            found.append(Stored(path.name, facts.st_size, facts.st_mtime))
         return found
+
+    async def purge(self, request_id: str) -> int:
+        return await asyncio.to_thread(self._purge, request_id) if REQUEST_ID.fullmatch(request_id) else 0
+
+    def _purge(self, request_id: str) -> int:
+        own = self._noted(self._requests / request_id)
+        for notes in self._requests.iterdir():
+            if not own:
+                break
+            if notes.name != request_id:
+                own -= self._noted(notes)
+        doomed = [path for path in map(self._path, own) if path.exists()]
+        _unlink([*doomed, self._requests / request_id, self._documents / request_id])
+        return len(doomed)
+
+    def _noted(self, path: Path) -> set[str]:
+        try:
+            return set(path.read_text().split())
+        except FileNotFoundError:
+            return set()
 
     def _path(self, name: str) -> Path:
         return self._pictures / name[:2] / name

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -10,7 +11,10 @@ import pytest
 
 from router.api import build_app, routes
 from router.mediastore import Directory, Media, MediaStore
+from router.objectstore import Bucket
 from tests.router.api.fake import FakeGateway, picture
+from tests.router.s3server import ACCESS, BUCKET, REGION, SECRET, S3Server
+from tests.router.serving import served
 
 pytestmark = pytest.mark.anyio
 
@@ -19,29 +23,71 @@ PNG = picture()
 
 
 class Clock:
-    """Unix seconds that stand still. Files take their times from it as well."""
+    """Unix seconds that stand still."""
 
-    def __init__(self, root: Path) -> None:
-        self.now = 1_795_000_000.0
-        self._root = root
+    now = 1_795_000_000.0
 
     def __call__(self) -> float:
         return self.now
 
-    def stamp(self, age_s: float) -> None:
-        """Make everything written so far this old."""
-        for path in self._root.rglob("*"):
-            os.utime(path, (self.now - age_s, self.now - age_s))
+
+class Local:
+    """A directory, and what a test must see of it."""
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self.root, self._clock = root, clock
+        self.blobs = Directory(root)
+
+    def pictures(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "pictures").glob("*/*"))
+
+    def stamp(self, age_s: float, name: str = "") -> None:
+        """Make everything written so far, or one picture, this old."""
+        for path in self.root.rglob("*"):
+            if name in path.name:
+                os.utime(path, (self._clock.now - age_s, self._clock.now - age_s))
+
+
+class Remote:
+    """The same over the S3 protocol."""
+
+    def __init__(self, server: S3Server, url: str, clock: Clock) -> None:
+        self.server, self._clock = server, clock
+        self.blobs = Bucket(
+            BUCKET, endpoint=url, region=REGION, prefix="/pixelroute/", access_key_id=ACCESS, secret_access_key=SECRET
+        )
+
+    def pictures(self) -> list[str]:
+        return sorted(key.rpartition("/")[2] for key in self.server.objects if "/pictures/" in key)
+
+    def stamp(self, age_s: float, name: str = "") -> None:
+        for key, stored in self.server.objects.items():
+            if name in key:
+                stored.modified = self._clock.now - age_s
+
+
+Backend = Local | Remote
 
 
 @pytest.fixture
-def clock(tmp_path: Path) -> Clock:
-    return Clock(tmp_path)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["directory", "s3"])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Backend]:
+    if request.param == "directory":
+        yield Local(tmp_path, clock)
+        return
+    server = S3Server()
+    async with served(server.app()) as url:
+        yield Remote(server, url, clock)
+        assert all(key.startswith("pixelroute/") for key in server.objects)
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> MediaStore:
-    return MediaStore(Directory(tmp_path), key=KEY, lifetime_s=3600, max_bytes=10_000, now=clock)
+def store(backend: Backend, clock: Clock) -> MediaStore:
+    return MediaStore(backend.blobs, key=KEY, lifetime_s=3600, max_bytes=10_000, now=clock)
 
 
 async def opened(store: MediaStore, link: str) -> Media | None:
@@ -53,10 +99,6 @@ async def content(media: Media) -> bytes:
     return b"".join([chunk async for chunk in media.chunks()])
 
 
-def files(root: Path) -> list[str]:
-    return sorted(path.name for path in (root / "pictures").glob("*/*"))
-
-
 async def test_what_is_put_comes_back(store: MediaStore) -> None:
     link = await store.put(PNG, "png", "req_1")
     assert link.startswith("/v1/media/")
@@ -66,13 +108,13 @@ async def test_what_is_put_comes_back(store: MediaStore) -> None:
     assert await content(media) == PNG
 
 
-async def test_the_same_picture_is_kept_once(store: MediaStore, tmp_path: Path) -> None:
+async def test_the_same_picture_is_kept_once(store: MediaStore, backend: Backend) -> None:
     first, second, third = [
         await store.put(data, "png", request)
         for data, request in ((PNG, "req_1"), (PNG, "req_2"), (picture(9, 9), "req_2"))
     ]
     assert first == second != third
-    assert len(files(tmp_path)) == 2
+    assert len(backend.pictures()) == 2
 
 
 async def test_links_cannot_be_forged(store: MediaStore, tmp_path: Path) -> None:
@@ -109,46 +151,48 @@ async def test_links_die_on_time(store: MediaStore, clock: Clock) -> None:
     assert await opened(store, renewed) is not None
 
 
-async def test_sweep_removes_what_is_old(store: MediaStore, clock: Clock, tmp_path: Path) -> None:
+async def test_sweep_removes_what_is_old(store: MediaStore, backend: Backend) -> None:
     await store.put(PNG, "png", "req_old")
-    clock.stamp(age_s=3601)
+    backend.stamp(age_s=3601)
     kept = await store.put(picture(9, 9), "png", "req_new")
     assert await store.sweep() == 1
-    assert files(tmp_path) == [kept[len("/v1/media/") :].partition("?")[0]]
-    assert [path.name for path in (tmp_path / "requests").iterdir()] == ["req_new"]
+    assert backend.pictures() == [kept[len("/v1/media/") :].partition("?")[0]]
+    if isinstance(backend, Local):
+        assert [path.name for path in (backend.root / "requests").iterdir()] == ["req_new"]
+    else:
+        assert not [key for key in backend.server.objects if "req_old" in key]
 
 
-async def test_making_a_picture_again_keeps_it(store: MediaStore, clock: Clock, tmp_path: Path) -> None:
+async def test_making_a_picture_again_keeps_it(store: MediaStore, backend: Backend) -> None:
     await store.put(PNG, "png", "req_1")
-    clock.stamp(age_s=3601)
+    backend.stamp(age_s=3601)
     await store.put(PNG, "png", "req_2")
     assert await store.sweep() == 0
-    assert len(files(tmp_path)) == 1
+    assert len(backend.pictures()) == 1
 
 
-async def test_sweep_keeps_within_the_size_limit(store: MediaStore, clock: Clock, tmp_path: Path) -> None:
+async def test_sweep_keeps_within_the_size_limit(store: MediaStore, backend: Backend) -> None:
     pictures = [os.urandom(4000) for _ in range(4)]
     links = []
     for age, data in zip((400, 300, 200, 100), pictures, strict=True):
         links.append(await store.put(data, "png", "req_1"))
-        name = links[-1][len("/v1/media/") :].partition("?")[0]
-        os.utime(tmp_path / "pictures" / name[:2] / name, (clock.now - age, clock.now - age))
+        backend.stamp(age, links[-1][len("/v1/media/") :].partition("?")[0])
     assert await store.sweep() == 2
     assert [await opened(store, link) is not None for link in links] == [False, False, True, True]
 
 
-async def test_the_keeper_sweeps_when_much_comes_in(tmp_path: Path) -> None:
-    store = MediaStore(Directory(tmp_path), key=KEY, max_bytes=10_000)
+async def test_the_keeper_sweeps_when_much_comes_in(backend: Backend) -> None:
+    store = MediaStore(backend.blobs, key=KEY, max_bytes=10_000)
     keeper = asyncio.create_task(store.run())
     for _ in range(12):
         await store.put(os.urandom(2000), "png", "req_1")
     async with asyncio.timeout(5):
-        while len(files(tmp_path)) > 5:  # noqa: ASYNC110 - what is waited for is the file system
+        while len(backend.pictures()) > 5:  # noqa: ASYNC110 - what is waited for is the file system
             await asyncio.sleep(0.01)
     keeper.cancel()
 
 
-async def test_purge_by_request(store: MediaStore, tmp_path: Path) -> None:
+async def test_purge_by_request(store: MediaStore, backend: Backend) -> None:
     shared, own = picture(5, 5), picture(6, 6)
     link = await store.put(shared, "png", "req_1")
     await store.put(own, "png", "req_1")
@@ -157,7 +201,7 @@ async def test_purge_by_request(store: MediaStore, tmp_path: Path) -> None:
     assert await opened(store, link) is not None  # req_2 made it too
     assert await store.purge("req_1") == 0
     assert await store.purge("req_2") == 1
-    assert files(tmp_path) == []
+    assert backend.pictures() == []
     assert await store.purge("../../x") == 0
 
 
@@ -167,14 +211,15 @@ async def test_a_picture_that_is_gone(store: MediaStore) -> None:
     assert await opened(store, link) is None
 
 
-async def test_many_writers_of_one_picture(store: MediaStore, tmp_path: Path) -> None:
+async def test_many_writers_of_one_picture(store: MediaStore, backend: Backend) -> None:
     data = os.urandom(300_000)
     links = await asyncio.gather(*(store.put(data, "png", f"req_{number}") for number in range(20)))
     assert len(set(links)) == 1
     media = await opened(store, links[0])
     assert media is not None
     assert await content(media) == data
-    assert list((tmp_path / "incoming").iterdir()) == []
+    if isinstance(backend, Local):
+        assert list((backend.root / "incoming").iterdir()) == []
 
 
 async def test_leftovers_of_a_crash_are_cleared(tmp_path: Path) -> None:
@@ -187,7 +232,7 @@ async def test_leftovers_of_a_crash_are_cleared(tmp_path: Path) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-async def test_documents(store: MediaStore, clock: Clock) -> None:
+async def test_documents(store: MediaStore, backend: Backend) -> None:
     await store.remember("req_1", b"one")
     await store.remember("req_1", b"two")
     await store.remember("req_2", b"other")
@@ -197,11 +242,30 @@ async def test_documents(store: MediaStore, clock: Clock) -> None:
     assert await store.recall("../x") is None
     await store.purge("req_1")
     assert await store.recall("req_1") is None
-    clock.stamp(age_s=3601)
+    backend.stamp(age_s=3601)
     await store.remember("req_4", b"new")
     await store.sweep()
     assert await store.recall("req_2") is None
     assert await store.recall("req_4") == b"new"
+
+
+async def test_storage_that_fails_is_an_os_error(clock: Clock) -> None:
+    server = S3Server()
+    async with served(server.app()) as url:
+        bucket = Bucket(BUCKET, endpoint=url, region=REGION, access_key_id=ACCESS, secret_access_key="wrong")
+        with pytest.raises(OSError, match="object storage failed"):
+            await bucket.write("a" * 64 + ".png", PNG, "req_1")
+        with pytest.raises(OSError, match="object storage failed"):
+            await bucket.read("a" * 64 + ".png")
+        assert server.objects == {}
+
+
+async def test_objects_carry_their_type(clock: Clock) -> None:
+    server = S3Server()
+    async with served(server.app()) as url:
+        remote = Remote(server, url, clock)
+        await remote.blobs.write("a" * 64 + ".webp", PNG, "req_1")
+    assert next(stored.content_type for key, stored in server.objects.items() if "pictures" in key) == "image/webp"
 
 
 def test_a_short_key_is_refused(tmp_path: Path) -> None:

@@ -3,17 +3,14 @@
 import asyncio
 import base64
 import io
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 
 from router.api import Exchange
@@ -22,25 +19,11 @@ from router.mediastore import Directory, MediaStore
 from router.types import Accepted, GeneratedImage, PartialImage
 from tests.router.api.conftest import KEY
 from tests.router.api.fake import FakeGateway, mask, picture
+from tests.router.serving import served
 
 pytestmark = pytest.mark.anyio
 
 PNG = picture()
-
-
-@asynccontextmanager
-async def served(app: Starlette) -> AsyncIterator[str]:
-    """The app on a loopback port; its base URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, http="httptools")
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
-        await server.startup(sockets=[listener])  # without the main loop, which looks at its flags ten times a second
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            await server.shutdown(sockets=[listener])
 
 
 async def until(condition: Callable[[], bool]) -> None:
