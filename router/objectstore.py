@@ -7,9 +7,10 @@ empty, say who made what, so that nothing is ever read, changed and written back
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
@@ -53,6 +54,34 @@ class Bucket:
             config=config,  # type: ignore[arg-type] # its TypedDict knows these keys only in lower case literals
             client_options={"allow_http": endpoint is not None and endpoint.startswith("http://"), "timeout": "30s"},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
+        )
+
+    @classmethod
+    def configured(cls, config: Mapping[str, Any], env: Mapping[str, str]) -> Bucket:
+        """From the configuration's ``media.s3``: bucket, endpoint, region, prefix, and the names of the environment
+        variables that hold the credentials (access_key_env, secret_key_env). ValueError says what is wrong with it.
+        """
+        unknown = set(config) - {"bucket", "endpoint", "region", "prefix", "access_key_env", "secret_key_env"}
+        if unknown:
+            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+        for key, value in config.items():
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{key} must be a text")
+        if "bucket" not in config:
+            raise ValueError("bucket is missing")
+        secrets: list[str | None] = []
+        for key in ("access_key_env", "secret_key_env"):
+            name = config.get(key)
+            if name is not None and not env.get(name):
+                raise ValueError(f"the environment variable {name} is not set")
+            secrets.append(env[name] if name is not None else None)
+        return cls(
+            config["bucket"],
+            endpoint=config.get("endpoint"),
+            region=config.get("region", "us-east-1"),
+            prefix=config.get("prefix", ""),
+            access_key_id=secrets[0],
+            secret_access_key=secrets[1],
         )
 
     async def write(self, name: str, data: bytes, request_id: str) -> None:

@@ -260,6 +260,30 @@ async def test_storage_that_fails_is_an_os_error(clock: Clock) -> None:
         assert server.objects == {}
 
 
+async def test_a_bucket_from_the_configuration() -> None:
+    server = S3Server()
+    env = {"ID": ACCESS, "SECRET": SECRET}
+    async with served(server.app()) as url:
+        config = {"bucket": BUCKET, "endpoint": url, "region": REGION, "prefix": "x"}
+        bucket = Bucket.configured(config | {"access_key_env": "ID", "secret_key_env": "SECRET"}, env)
+        await bucket.remember("req_1", b"document")
+    assert list(server.objects) == ["x/documents/req_1"]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({}, "bucket"),
+        ({"bucket": 5}, "bucket"),
+        ({"bucket": "x", "secret": "y"}, "unknown keys: secret"),
+        ({"bucket": "x", "access_key_env": "MISSING"}, "MISSING"),
+    ],
+)
+def test_bad_configurations_of_a_bucket(config: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Bucket.configured(config, {})
+
+
 async def test_objects_carry_their_type(clock: Clock) -> None:
     server = S3Server()
     async with served(server.app()) as url:
