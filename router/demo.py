@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from rich.console import Console
 
-from router.cli import report_table
+from router.cli.finance import report_table
 from router.ledger import Reports
 
 if TYPE_CHECKING:

@@ -1,0 +1,61 @@
+"""What the commands share: consoles, options, and how a configuration or a period becomes something to work with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from router.config import ConfigError, Settings, default_config, load
+
+# Piped output is not folded at 80 columns: tables and exact amounts stay whole.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+
+config_option = click.option(
+    "--config",
+    "configs",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="PIXELROUTE_CONFIG",
+    help="Configuration file; several add up, later ones win.  [default: ./providers.yaml, else the packaged one]",
+)
+ledger_option = click.option(
+    "--ledger",
+    envvar="PIXELROUTE_LEDGER",
+    help="Ledger URL, sqlite:///path/ledger.db.  [default: the configuration's]",
+)
+
+
+def settings_from(configs: Sequence[Path], *, keyless: bool = False) -> Settings:
+    """Load the configuration or leave with every problem printed."""
+    paths = tuple(configs) or (default_config(),)
+    try:
+        return load(paths, keyless=keyless, today=datetime.now(UTC).date())
+    except ConfigError as error:
+        print_problems(error)
+        sys.exit(2)
+
+
+def print_problems(error: ConfigError) -> None:
+    for problem in error.problems:
+        err.print(f"[red]problem[/red]  {problem}", markup=True, soft_wrap=True)
+    count = len(error.problems)
+    err.print(f"{count} problem{'s' if count != 1 else ''}; nothing was started.")
+
+
+def ledger_url(configs: Sequence[Path], sandbox: bool) -> str:
+    if sandbox:
+        return "sqlite:///pixelroute-data/sandbox.db"
+    return settings_from(configs, keyless=True).ledger_url
+
+
+def period(since: datetime | None, until: datetime | None) -> tuple[datetime, datetime]:
+    """From and until in UTC; the last 30 days unless told otherwise."""
+    start = since.replace(tzinfo=UTC) if since else datetime.now(UTC) - timedelta(days=30)
+    end = until.replace(tzinfo=UTC) if until else datetime.now(UTC) + timedelta(seconds=1)
+    return start, end
