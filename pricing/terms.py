@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 
-from pricing.charge import NANOS, Basis, Charge, exact_decimal, round_half_even
+from pricing.charge import NANOS, Basis, Charge, LineItem, exact_decimal, money, round_half_even
 from pricing.document import Fields, PricingError, Problem, read_yaml
 from pricing.price import utc
 
@@ -102,6 +102,14 @@ class Cost:
     def effective_nanos(self) -> int:
         return self.billed_nanos + sum(draw.paid_nanos for draw in self.draws)
 
+    @property
+    def items(self) -> tuple[LineItem, ...]:
+        """Lines that add up to ``effective_nanos``: the contracted ones, and one per commitment drawn from.
+
+        Of the latter ``quantity`` is the credit used at face value, and the amount what it saved (not positive).
+        """
+        return (*self.contracted.items, *(_credit(draw) for draw in self.draws))
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -146,6 +154,14 @@ class Terms:
         charged = contracted if markup is None else _scaled(contracted, 1 + Fraction(markup.percent) / 100)
         return Cost(charge, contracted, tuple(draws), charged)
 
+    def charge_to(self, nanos: int, book: str, sku: str, at: datetime, payer: str) -> int:
+        """What the payer is charged for something that cost us ``nanos``: the first markup that covers it, on top."""
+        markup = _first(self.markups, book, sku, utc(at), payer)
+        if markup is None:
+            return nanos
+        amount = nanos * (1 + Fraction(markup.percent) / 100)
+        return round_half_even(amount.numerator, amount.denominator)
+
     def convert(self, nanos: int, base: str, quote: str, at: datetime) -> int:
         """The amount in another currency at the rate in force, in nanos, ties to even; NoRateError if there is none."""
         if base == quote:
@@ -183,6 +199,13 @@ def load_terms(path: Path) -> Terms:
 
 def _first(entries: tuple[Percentage, ...], book: str, sku: str, at: datetime, payer: str = "") -> Percentage | None:
     return next((e for e in entries if e.scope.covers(book, sku, at) and fnmatchcase(payer, e.payer)), None)
+
+
+def _credit(draw: Draw) -> LineItem:
+    face = money(draw.nanos)
+    saved = draw.paid_nanos - draw.nanos
+    unit = exact_decimal(Fraction(saved, draw.nanos))
+    return LineItem("credit", "commitment", face, face, unit, saved, draw.commitment)
 
 
 def _scaled(charge: Charge, factor: Fraction) -> Charge:

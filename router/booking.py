@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -87,16 +86,17 @@ def settlement(
     """How the attempt ended. A void attempt costs nothing, whatever was quoted; both costs are kept, list and ours."""
     void = state is State.VOID
     charge = cost.contracted
+    items = () if void else tuple(item.as_dict() for item in cost.items)
     return Settlement(
         attempt_id=attempt_id,
         state=state,
         recorded_at=at,
         outcome=outcome,
-        amount_nanos=0 if void else charge.total_nanos,
+        amount_nanos=0 if void else cost.effective_nanos,
         list_nanos=0 if void else cost.list.total_nanos,
         currency=charge.currency,
         basis=charge.basis.value,
-        items=() if void else tuple(item.as_dict() for item in charge.items),
+        items=items,
         usage=usage_as_dict(usage) if usage is not None else {},
         computed_nanos=priced.computed.total_nanos if priced.computed else None,
         reported_nanos=priced.reported_nanos,
@@ -195,11 +195,11 @@ def recovered(
         state=State.SETTLED if priced else State.VOID,
         recorded_at=at,
         outcome="success" if priced else error.consequence.outcome if error else "cancelled",
-        amount_nanos=cost.contracted.total_nanos if cost else 0,
+        amount_nanos=cost.effective_nanos if cost else 0,
         list_nanos=cost.list.total_nanos if cost else 0,
         currency=opening.currency,
         basis=priced.basis.value if priced else Basis.MEASURED.value,
-        items=tuple(item.as_dict() for item in cost.contracted.items) if cost else (),
+        items=tuple(item.as_dict() for item in cost.items) if cost else (),
         usage=usage_as_dict(usage) if usage is not None else {},
         computed_nanos=priced.computed.total_nanos if priced and priced.computed else None,
         reported_nanos=priced.reported_nanos if priced else None,

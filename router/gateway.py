@@ -116,6 +116,7 @@ class Gateway:
         self._clock = clock
         self._timeout_s = timeout_s
         self._terms = terms or Terms()
+        self._drawn: dict[str, int] = {}
         self._refused_elsewhere = refused_elsewhere
         self._weights = weights or {}
         self._policy = policy
@@ -354,7 +355,7 @@ class Gateway:
         settled = await self._settle(
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
         )
-        total = cost.contracted.total_nanos
+        total = cost.effective_nanos
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
         work.provider_s += duration_s
         work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.reason))
@@ -381,7 +382,7 @@ class Gateway:
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
-        nanos = 0 if billed is Billed.NO else cost.contracted.total_nanos
+        nanos = 0 if billed is Billed.NO else cost.effective_nanos
         await asyncio.shield(
             self._keep(
                 self._settle(attempt, priced, cost, state, outcome, duration_s, ran=ran, usage=usage, error=error)
@@ -422,6 +423,8 @@ class Gateway:
             error=error,
             delivered=delivered,
         )
+        if state is State.SETTLED and cost.draws:
+            self.draw({draw.commitment: draw.nanos for draw in cost.draws})
         # If it cannot be written: the open row is durable, and at the next start it is listed as unknown with its
         # estimate. The picture exists and is paid, so the client gets it; the metrics show the failed write.
         with contextlib.suppress(LedgerError):
@@ -434,7 +437,12 @@ class Gateway:
     def _cost(self, book: str, price: Price | None, charge: Charge, opening: Opening) -> Cost:
         """The charge under the operator's agreements; a price's own id tells its entry in the book."""
         sku = price.sku if price is not None else opening.provider_model
-        return self._terms.apply(charge, book, sku, opening.opened_at, payer=opening.team or opening.project or "")
+        return self._terms.apply(charge, book, sku, opening.opened_at, drawn=self._drawn)
+
+    def draw(self, drawn: Mapping[str, int]) -> None:
+        """Note what has been used of prepaid credit, by commitment, in nanos at face value."""
+        for commitment, nanos in drawn.items():
+            self._drawn[commitment] = self._drawn.get(commitment, 0) + nanos
 
     # --- answers ---------------------------------------------------------------------------------------------
 
@@ -558,6 +566,7 @@ class Gateway:
             return False
         target, provider, adapter = known
         price = Price.from_snapshot(opening.price) if opening.price else None
+        cost: Cost | None = None
         try:
             runs = await asyncio.gather(
                 *(
@@ -581,15 +590,18 @@ class Gateway:
         else:
             usage = booking.recovered_usage(opening, result)
             priced = settle(price, usage, None)
+            cost = self._cost(provider.prices, price, priced.charge, opening)
             ending = booking.recovered(
                 opening,
                 self._clock.now(),
                 self._clock.monotonic() - began,
                 priced=priced,
-                cost=self._cost(provider.prices, price, priced.charge, opening),
+                cost=cost,
                 usage=usage,
                 provider_request_id=result.provider_request_id,
             )
+        if cost is not None:
+            self.draw({draw.commitment: draw.nanos for draw in cost.draws})
         with contextlib.suppress(LedgerError):  # somebody else settled it meanwhile: then it is settled
             await self._ledger.settle(ending)
         return True
