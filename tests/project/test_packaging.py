@@ -97,7 +97,11 @@ def test_every_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {
         canonicalize_name(Requirement(text).name)
-        for text in [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+        for text in [
+            *project["dependencies"],
+            *project["optional-dependencies"]["demo"],
+            *project["optional-dependencies"]["s3"],
+        ]
     }
     distributions = packages_distributions()
     imported: dict[str, str] = {}
