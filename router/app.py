@@ -153,6 +153,20 @@ def metered(usages: Iterable[SettledUsage], settings: Settings) -> Iterator[Mete
         )
 
 
+def drawn(settings: Settings) -> dict[str, int]:
+    """Prepaid credit that the ledger says is used up, by commitment, in nanos at face value."""
+    used: dict[str, int] = {}
+    commitments = settings.terms.commitments
+    if commitments:
+        with Reports(settings.ledger_url) as reports:
+            for row in reports.usages(min(commitment.scope.effective_at for commitment in commitments)):
+                for item in row.settlement.items:
+                    if item["type"] == "credit":
+                        nanos = int(Decimal(item["quantity"]).scaleb(9))
+                        used[item["label"]] = used.get(item["label"], 0) + nanos
+    return used
+
+
 # --- a running router -------------------------------------------------------------------------------------------
 
 
@@ -209,7 +223,7 @@ class Runtime:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         left = await self.ledger.start()
         self._warm()
-        self.gateway.draw(self._drawn())
+        self.gateway.draw(drawn(self.settings))
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
         beside = [
@@ -236,19 +250,6 @@ class Runtime:
                 for row in reports.costs("team", since):
                     if row.currency == "USD":
                         yield window, row.group, row.cost_nanos
-
-    def _drawn(self) -> dict[str, int]:
-        """Prepaid credit that the ledger says is used up, by commitment, in nanos."""
-        drawn: dict[str, int] = {}
-        commitments = self.settings.terms.commitments
-        if commitments:
-            with Reports(self.settings.ledger_url) as reports:
-                for row in reports.usages(min(commitment.scope.effective_at for commitment in commitments)):
-                    for item in row.settlement.items:
-                        if item["type"] == "credit":
-                            nanos = int(Decimal(item["quantity"]).scaleb(9))
-                            drawn[item["label"]] = drawn.get(item["label"], 0) + nanos
-        return drawn
 
     def _warm(self) -> None:
         """What the ledger remembers of the last day becomes the selector's evidence."""

@@ -196,10 +196,14 @@ class Telemetry:
         if nanos:
             basis = _BASIS.get(finished.basis, finished.basis)
             rest = nanos / 1e9
+            # Prepaid credit is a negative line, and counters only grow: it lowers the others in proportion.
+            full = sum(amount for item in finished.items if (amount := float(item["amount"])) > 0)
+            share = rest / full if full > rest + 5e-10 else 1.0
             for item in finished.items:
-                amount = float(item["amount"])
-                rest -= amount
-                metrics.cost(provider, model, _component(item), basis).inc(amount)
+                amount = float(item["amount"]) * share
+                if amount > 0:
+                    rest -= amount
+                    metrics.cost(provider, model, _component(item), basis).inc(amount)
             if rest > 5e-10:  # booked without line items
                 metrics.cost(provider, model, OTHER, basis).inc(rest)
             metrics.team_cost(finished.team or NONE, model).inc(nanos / 1e9)

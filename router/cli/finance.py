@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import click
 import orjson
 from rich.table import Table
 
-from pricing import PricingError, check_price_books, diff, load_price_books, money_text
+from pricing import NoRateError, Price, PricingError, check_price_books, diff, load_price_books, money_text
 from router.cli.common import config_option, err, ledger_option, ledger_url, out, period, settings_from
+from router.config import Settings
 from router.ledger import LedgerError, Reports, backup, verify
-from router.ledger.reports import CostRow
+from router.ledger.reports import CostRow, SettledUsage, group_of
 
 GROUPS = "provider, model, key, team, project, day, target, operation, or tag:NAME"
 books_argument = click.argument("directory", required=False, type=click.Path(file_okay=False, path_type=Path))
@@ -38,6 +39,10 @@ books_argument = click.argument("directory", required=False, type=click.Path(fil
     help="For people, or machines.",
 )
 @click.option("--sandbox", is_flag=True, help="Report the sandbox's play money instead of the real ledger.")
+@click.option(
+    "--charged", is_flag=True, help="Settled money only, with what its owners are charged (markups in terms)."
+)
+@click.option("--currency", help="The same, converted at each day's rate (exchange rates in terms), such as EUR.")
 def report(
     configs: tuple[Path, ...],
     ledger: str | None,
@@ -46,22 +51,27 @@ def report(
     until: datetime | None,
     form: str,
     sandbox: bool,
+    charged: bool,
+    currency: str | None,
 ) -> None:
     """Costs from the ledger: settled, unknown (at their estimate) and paid without delivery, exact to the nano."""
     url = ledger or ledger_url(configs, sandbox)
     start, end = period(since, until)
+    settings = settings_from(configs, keyless=True) if charged or currency else None
     try:
         with Reports(url) as reports:
             rows, open_rows = reports.costs(by, start, end), reports.unsettled()
-    except (LedgerError, ValueError) as error:
+            dicts = [plain_row(by, row) for row in rows]
+            if settings is not None:
+                dicts = charged_rows(by, reports.usages(start, end), settings, currency)
+    except (LedgerError, NoRateError, ValueError) as error:
         err.print(f"[red]cannot report[/red]  {error}", soft_wrap=True)
         sys.exit(2)
     if form == "table":
-        out.print(report_table(by, rows))
+        out.print(_plain_table(dicts) if settings is not None else report_table(by, rows))
         if open_rows:
             out.print(f"{len(open_rows)} attempts are unsettled; they count at their estimate until evidence comes.")
         return
-    dicts = [plain_row(by, row) for row in rows]
     if form == "json":
         sys.stdout.buffer.write(orjson.dumps(dicts, option=orjson.OPT_INDENT_2) + b"\n")
         return
@@ -70,6 +80,40 @@ def report(
     writer.writeheader()
     writer.writerows({name: _inert(value) for name, value in row.items()} for row in dicts)
     sys.stdout.write(text.getvalue())
+
+
+def charged_rows(
+    by: str, rows: Iterable[SettledUsage], settings: Settings, currency: str | None
+) -> list[dict[str, Any]]:
+    """Settled costs row by row, each with what its owner is charged, converted at the rate of its own day if asked.
+
+    Raises NoRateError where a rate is missing; ValueError for a ``by`` that is none.
+    """
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for row in rows:
+        opening, settled = row.opening, row.settlement
+        into = currency or settled.currency
+        sums = found.setdefault(
+            (group_of(opening, by), into), dict.fromkeys(("attempts", "list", "cost", "charged"), 0)
+        )
+        book = settings.providers[opening.provider].prices if opening.provider in settings.providers else ""
+        sku = Price.from_snapshot(opening.price).sku if opening.price else opening.provider_model
+        payer = opening.team or opening.project or ""
+        charged = settings.terms.charge_to(settled.amount_nanos, book, sku, opening.opened_at, payer)
+        sums["attempts"] += 1
+        for name, nanos in (("list", settled.list_nanos), ("cost", settled.amount_nanos), ("charged", charged)):
+            sums[name] += settings.terms.convert(nanos, settled.currency, into, opening.opened_at)
+    return [
+        {
+            by: group,
+            "attempts": sums["attempts"],
+            "list_cost": money_text(sums["list"]),
+            "cost": money_text(sums["cost"]),
+            "charged": money_text(sums["charged"]),
+            "currency": into,
+        }
+        for (group, into), sums in sorted(found.items(), key=lambda item: (-item[1]["cost"], item[0]))
+    ]
 
 
 def _inert(value: Any) -> Any:
@@ -95,6 +139,13 @@ def plain_row(by: str, row: CostRow) -> dict[str, Any]:
         "unpriced": row.unpriced,
         "currency": row.currency,
     }
+
+
+def _plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(*(rows[0] if rows else ()), box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table
 
 
 def report_table(by: str, rows: Sequence[CostRow]) -> Table:

@@ -147,6 +147,20 @@ class Sample(NamedTuple):
     at: datetime
 
 
+_PERIODS = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
+
+
+def group_of(opening: Opening, by: str) -> str:
+    """The group of one attempt, as ``costs`` would name it; empty if nobody owns it. ValueError for an unknown ``by``."""
+    if by.startswith("tag:"):
+        return opening.tags.get(by[4:], "")
+    if by not in CUTS:
+        raise ValueError(f"by: {by!r} is none of {', '.join(CUTS)}, tag:NAME")
+    if by in _PERIODS:
+        return opening.opened_at.strftime(_PERIODS[by])
+    return getattr(opening, by) or ""
+
+
 class Reports:
     """Read-only view of a ledger, given by its URL or path. May be shared between threads; answers one at a time.
 

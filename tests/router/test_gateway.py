@@ -8,6 +8,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 
 from pricing import ImageSize, Reported
-from router.app import offers_for
+from router.app import drawn, offers_for
+from router.cli.finance import charged_rows
 from router.config import load
 from router.delivery import Delivery
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
@@ -152,10 +154,11 @@ class House:
         path.write_text(text)
         self.settings = load([path], {"FAL_KEY": "k", "OPENAI_API_KEY": "k"}, today=date(2026, 11, 20))
         self.url = f"sqlite:///{directory}/ledger.db"
+        self.settings = replace(self.settings, ledger_url=self.url)
         self.wire, self.shelf, self.watch = Wire(), Shelf(), Watch()
         self.ledger = Ledger.from_url(self.url)
         self.selector = Selector(self.settings.routing, self.settings.priors, random.Random(7))
-        numbers = itertools.count(1)
+        numbers = itertools.count(more.pop("first_id", 1))
         self.gateway = Gateway(
             offers=offers_for(self.settings),
             selector=self.selector,
@@ -290,6 +293,46 @@ async def test_a_contracts_discount_is_booked_beside_the_list_price(tmp_path):
         with Reports(house.url) as reports:
             [row] = reports.costs("provider")
         assert (row.cost_nanos, row.list_nanos) == (7_000_000, 8_000_000)
+
+
+TERMS = """
+discounts:
+  - {name: fal 2026, book: fal, skus: "*", percent: 12.5, effective_at: 2026-01-01}
+commitments:
+  - {name: fal credit, book: fal, amount: 0.010, paid: 0.009, currency: USD, effective_at: 2026-01-01}
+markups:
+  - {name: team, payer: team, book: "*", percent: 10, effective_at: 2026-01-01}
+exchange_rates:
+  - {from: USD, to: EUR, rate: 0.8, effective_at: 2026-11-01, source: a test}
+"""
+
+
+async def test_prepaid_credit_is_drawn_until_it_is_used_up_and_a_restart_remembers(tmp_path):
+    (tmp_path / "terms.yaml").write_text(TERMS)
+    text = CONFIG + f"terms: {tmp_path / 'terms.yaml'}\n"
+    async with House(tmp_path, text) as house:
+        completed = await house.run(ask("fal/flux"))
+        # $0.007 after the discount, all of it from credit that cost 90 cents a dollar
+        assert completed.cost_nanos == 6_300_000
+        assert [item["type"] for item in completed.items] == ["output", "credit"]
+        assert sum(Decimal(item["amount"]) for item in completed.items) == Decimal("0.0063")
+    async with House(tmp_path, text, first_id=100) as house:
+        house.gateway.draw(drawn(house.settings))
+        completed = await house.gateway.run(ask("fal/flux"), Caller("k", "team"), request_id="req_2")
+        # $0.003 of credit are left: they cost $0.0027, the other $0.004 their price
+        assert completed.cost_nanos == 6_700_000
+        with Reports(house.url) as reports:
+            [row] = reports.costs("provider")
+            assert (row.cost_nanos, row.list_nanos) == (13_000_000, 16_000_000)
+            [charged] = charged_rows("team", reports.usages(), house.settings, "EUR")
+        assert charged == {
+            "team": "team",
+            "attempts": 2,
+            "list_cost": "0.0128",
+            "cost": "0.0104",
+            "charged": "0.01144",
+            "currency": "EUR",
+        }
 
 
 # --- several pictures -------------------------------------------------------------------------------------------
