@@ -151,7 +151,7 @@ _PERIODS = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 
 
 def group_of(opening: Opening, by: str) -> str:
-    """The group of one attempt, as ``costs`` would name it; empty if nobody owns it. ValueError for an unknown ``by``."""
+    """The group of one attempt, as ``costs`` would name it; empty if nobody owns it. ValueError for unknown ``by``."""
     if by.startswith("tag:"):
         return opening.tags.get(by[4:], "")
     if by not in CUTS:
