@@ -1,4 +1,4 @@
-"""What observers are told: facts about finished work, for metrics and logs. A failing observer never affects a request."""
+"""What observers are told: facts about finished work, for metrics and logs. One that fails never fails a request."""
 
 from __future__ import annotations
 
