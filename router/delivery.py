@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pybase64
@@ -16,6 +16,7 @@ import pybase64
 from pricing import ImageSize
 from router import media
 from router.errors import ErrorKind, ProviderError
+from router.records import record
 from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
 
 _HEAD = 4096  # characters of base64 that are enough to read any header we know
@@ -36,7 +37,7 @@ class Store(Protocol):
     async def put(self, data: bytes, format: str, request_id: str) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Delivered:
     """The pictures as the client gets them, and the sizes that were really made."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
+from router.records import record
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class AttemptFinished:
     """One attempt at one target, ended and booked."""
 
@@ -34,7 +36,7 @@ class AttemptFinished:
     unpriced: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestFinished:
     """One client request, answered: what the canonical log line and the client-side metrics are made of."""
 

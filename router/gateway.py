@@ -24,6 +24,7 @@ from router.events import Observer
 from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
 from router.offers import Offer, Offers, Order, route, used
 from router.providers.base import Job, Partial
+from router.records import record
 from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
 from router.transport import Ran, Transport
 from router.types import (
@@ -76,7 +77,7 @@ class _Work:
         return self.order.request
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Attempt:
     """One try of one target, open in the ledger."""
 

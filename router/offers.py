@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pricing import MEGAPIXEL, Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
 from router.errors import Billed, ErrorKind, RequestError
 from router.providers.base import Adapter
+from router.records import record
 from router.routing import Candidate, RouteRequest
 from router.routing.catalog import Catalog
 from router.types import ImageRequest, ImageResult, Model, Provider, Target, Warn
@@ -17,7 +17,7 @@ from router.types import ImageRequest, ImageResult, Model, Provider, Target, War
 _CACHED_QUOTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Offer:
     """One target beside one request. ``lacks`` is why it cannot serve it, None when it can."""
 
@@ -30,7 +30,7 @@ class Offer:
     expected: Expected
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """A request with its model resolved, its defaults filled in, and every target's offer for it."""
 

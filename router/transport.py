@@ -29,6 +29,7 @@ from router.bounded import TooLarge, pieces, whole
 from router.errors import Billed, ErrorKind, ProviderError
 from router.pool import AddressRefused
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
+from router.records import record
 from router.types import ImageResult, Provider
 
 MIB = 1024 * 1024
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 Origin = tuple[str, str, int | None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ran:
     """A flow that came to its end. Times in seconds from its start."""
 

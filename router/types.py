@@ -11,6 +11,7 @@ from math import isqrt
 from typing import Any
 
 from pricing import ImageSize, Reported
+from router.records import record
 
 
 class Operation(StrEnum):
@@ -21,7 +22,7 @@ class Operation(StrEnum):
     VARIATION = "variation"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InputImage:
     """A picture that came in: its bytes as sent, and what its header says (None where unreadable)."""
 
@@ -48,7 +49,7 @@ class Preferences:
     allow_fallbacks: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ImageRequest:
     """A client's request, parsed once and never changed. None means the client left it to the model."""
 
@@ -80,7 +81,7 @@ class ImageRequest:
     webhook_url: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """Who asks: the client key's public name and whom to charge. Never holds the key itself."""
 
@@ -204,7 +205,7 @@ class Model:
         return tuple(operation for operation in Operation if operation in offered)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GeneratedImage:
     """A picture that came out, in the form the provider delivered it: exactly one of data, b64, url is set.
 
@@ -219,7 +220,7 @@ class GeneratedImage:
     revised_prompt: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Warn:
     """Something dropped, converted or emulated on the way. ``code`` is for machines."""
 
@@ -231,7 +232,7 @@ class Warn:
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ImageResult:
     """What a flow returns: pictures, and everything the provider said that money or the client needs."""
 
@@ -248,7 +249,7 @@ class ImageResult:
     warnings: tuple[Warn, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttemptSummary:
     """One attempt as the client may see it."""
 
@@ -262,7 +263,7 @@ class AttemptSummary:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Completed:
     """A finished request: what the client gets, and what it cost."""
 
@@ -294,12 +295,12 @@ class Completed:
     provider_s: float = 0.0  # time spent waiting for providers; the rest of the duration is ours
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Accepted:
     """Streaming: validation and routing are done and a provider has taken the work; a status may be committed."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PartialImage:
     """Streaming: a real partial picture from the provider."""
 

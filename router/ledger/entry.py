@@ -8,13 +8,14 @@ An attempt's state is the sum of its entries. Nothing is updated, nothing delete
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
 from pricing import Expected, ImageSize, Reported, Usage
+from router.records import record
 
 
 class State(StrEnum):
@@ -32,7 +33,7 @@ class Role(StrEnum):
     PROBE = "probe"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Opening:
     """An attempt about to leave. Everything needed to recompute its price later without any file is in it."""
 
@@ -63,7 +64,7 @@ class Opening:
     decision: Mapping[str, Any]  # why this target: candidates, scores, exclusions
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settlement:
     """How an attempt ended: its state, its money by line item, and what it was computed from."""
 
@@ -89,7 +90,7 @@ class Settlement:
     evidence: str = "response"  # response, resume, restart, router (never sent), invoice, operator
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JobNote:
     """An upstream job that was accepted for an attempt: what a restart needs to ask for it."""
 
@@ -99,7 +100,7 @@ class JobNote:
     recorded_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Adjustment:
     """A correction of a resolved attempt's cost. Signed: what it adds to the amount booked so far."""
 
@@ -111,7 +112,7 @@ class Adjustment:
     recorded_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unresolved:
     """An attempt whose outcome is not known yet, with what is needed to ask the provider for it."""
 

@@ -20,10 +20,11 @@ from typing import Any, ClassVar, Protocol
 import httpx
 
 from router.errors import ErrorKind, ProviderError
+from router.records import record
 from router.types import GeneratedImage, ImageRequest, ImageResult, Target
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """Perform this exchange. The answer is an ``httpx.Response`` whose body has been read.
 
@@ -37,12 +38,12 @@ class Call:
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Read:
     """Send me the next bytes of the streamed answer; ``b""`` at its end."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """The provider accepted the work under this id: note it durably, so that a restart can resume and settle it."""
 
@@ -50,7 +51,7 @@ class Job:
     state: Mapping[str, str]  # what ``resume`` needs: URLs and ids, never a secret
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Partial:
     """A real partial picture for a streaming client."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from router.records import record
 from router.types import Preferences
 
 NO_PREFERENCES = Preferences()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Candidate:
     """One target that may serve the request, with what this very request would cost there.
 
@@ -29,7 +30,7 @@ class Candidate:
     limit_s: float = 120.0  # an attempt is given up after this long
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RouteRequest:
     """A request as far as routing cares. ``images`` x ``megapixels`` (of one picture) is the work."""
 
@@ -65,7 +66,7 @@ class Result(StrEnum):
     CANCELLED = "cancelled"  # stopped by us or the client
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """How one attempt ended. Made by the class methods, one per ``Result``."""
 
