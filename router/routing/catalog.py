@@ -152,7 +152,10 @@ def _described(name: str, model: Model) -> dict[str, Any]:
         "operations": [operation.value for operation in model.operations],
         "modalities": {"input": ["text", "image"] if edits else ["text"], "output": ["image"]},
         "providers": [target.provider for target in model.targets],
-        "provider_models": {target.provider: dict(target.endpoints) for target in model.targets},
+        "provider_models": {
+            target.provider: {operation.value: name for operation, name in target.endpoints.items()}
+            for target in model.targets
+        },
         "max_resolution": str(largest),
         "max_input_images": max(target.max_inputs for target in model.targets),
         "output_formats": sorted({form for target in model.targets for form in target.formats}),
