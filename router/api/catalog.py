@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from router.api.auth import Authenticator
 from router.api.http import Exchange, Guarded, send_json
 from router.api.ports import GatewayPort
+from router.api.reply import dump
 from router.errors import RequestError
 
 
@@ -20,7 +20,7 @@ class Models(Guarded):
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         caller = exchange.caller = self._auth.caller(exchange)
-        body = orjson.dumps({"object": "list", "data": self._gateway.models(caller)}, default=str)
+        body = dump({"object": "list", "data": self._gateway.models(caller)})
         await send_json(send, 200, body)
 
 
@@ -37,4 +37,4 @@ class Model(Guarded):
         found = self._gateway.model(name, caller)
         if found is None:
             raise RequestError(404, f"The model '{name[:80]}' does not exist.", code="model_not_found", param="model")
-        await send_json(send, 200, orjson.dumps(found, default=str))
+        await send_json(send, 200, dump(found))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +22,7 @@ from router.ids import new_id
 from router.types import Caller
 
 log = logging.getLogger("pixelroute.api")
+T = TypeVar("T")
 
 _KEY = "pixelroute.exchange"
 _JSON = (b"content-type", b"application/json")
@@ -334,35 +335,36 @@ def _declared(exchange: Exchange) -> int | None:
 _WATCH_AFTER_S = 0.2
 
 
-async def unless_gone(receive: Receive, work: Awaitable[Any]) -> Any:
-    """The work's result; ClientGone, and the work cancelled, if the client leaves before it is there.
+async def unless_gone(receive: Receive, task: asyncio.Task[T]) -> T:
+    """The task's result; ClientGone if the client leaves before it is there. The task goes on, whoever stops waiting.
 
     Watching costs a task, so it begins only when the answer takes longer than a moment.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    gone = False
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Future[None] = loop.create_future()
     watcher: asyncio.Task[None] | None = None
 
+    def wake(_: object = None) -> None:
+        if not waiting.done():
+            waiting.set_result(None)
+
     async def watch() -> None:
-        nonlocal gone
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone = True
-        task.cancel()
+        wake()
 
     def start() -> None:
         nonlocal watcher
         watcher = asyncio.ensure_future(watch())
 
-    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, start)
+    task.add_done_callback(wake)
+    timer = loop.call_later(_WATCH_AFTER_S, start)
     try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
-            raise ClientGone from None
-        raise
+        await waiting
     finally:
         timer.cancel()
         if watcher is not None:
             watcher.cancel()
+    if not task.done():
+        raise ClientGone
+    return task.result()

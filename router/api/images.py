@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
 from router.api import wire
@@ -15,7 +14,7 @@ from router.api.auth import Authenticator
 from router.api.forms import FormError, FormReader, Part
 from router.api.http import Exchange, Guarded, Intake, Reservation, send_json
 from router.api.ports import Fetch, GatewayPort
-from router.api.reply import OFF_LOOP, completed_headers, encode_completed
+from router.api.reply import OFF_LOOP, completed_headers, dump, encode_completed
 from router.api.requests import Requests, send_accepted
 from router.api.streaming import Events
 from router.errors import RequestError
@@ -63,7 +62,7 @@ class Images(Guarded):
             request = await self.read(exchange, receive, reservation)
             exchange.model = request.model
             if dry_run:
-                await send_json(send, 200, orjson.dumps(face.gateway.quote(request, caller), default=str))
+                await send_json(send, 200, dump(face.gateway.quote(request, caller)))
                 return
             events = Events(request, send) if request.stream else None
             base_url = face.base_url(exchange, scope)

@@ -27,6 +27,12 @@ _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 _DETAILS = ("text_tokens", "image_tokens")
 _UNSAFE = re.compile(rb"[^A-Za-z0-9+/=]")
 
+
+def dump(value: Any) -> bytes:
+    """JSON of what other parts of the program say: enumerations as keys, amounts and dates as values included."""
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
 NO_USAGE: Mapping[str, Any] = {
     "input_tokens": 0,
     "output_tokens": 0,
@@ -55,7 +61,8 @@ async def encode_completed(
             pieces.append(b'"}' if rest == b"{}" else b'",' + rest[1:])
         else:
             pieces.append(comma + rest)
-    pieces.append(b"]," + orjson.dumps(_around(completed, request, explain))[1:])
+    around = _around(completed, request, explain)
+    pieces.append(b"]," + (dump(around) if explain else orjson.dumps(around, default=str))[1:])
     return pieces
 
 
@@ -216,7 +223,7 @@ def _printable(text: str) -> bytes:
 
 def encode_error(error: RequestError) -> tuple[bytes, RawHeaders]:
     """The error object, and the headers that tell clients whether sending it again can help."""
-    body = orjson.dumps(error.body(), default=str)
+    body = dump(error.body())
     headers: RawHeaders = [(b"x-should-retry", b"true" if error.retry else b"false")]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from router.api.auth import Authenticator
 from router.api.http import ClientGone, Exchange, Guarded, Reservation, as_request_error, log, send_json, unless_gone
 from router.api.ports import Emit, GatewayPort
-from router.api.reply import encode_completed, raw_bytes
+from router.api.reply import dump, encode_completed, raw_bytes
 from router.api.webhooks import Webhooks
 from router.errors import SERVER, RequestError
 from router.mediastore import MediaStore
@@ -58,7 +58,7 @@ class Record:
             "model": self.request.model,
         }
         if status == "failed" and self.error is not None:
-            return orjson.dumps(head | {"status_code": self.error.status} | self.error.body(), default=str)
+            return dump(head | {"status_code": self.error.status} | self.error.body())
         if status != "completed" or self.completed is None:
             return orjson.dumps(head)
         response = await encode_completed(self.completed, self.request, base_url=self.base_url)
@@ -120,11 +120,10 @@ class Requests:
         """The result, while the client waits. ClientGone if it leaves; the work goes on and its result is kept."""
         assert record.task is not None
         try:
-            completed: Completed = await unless_gone(receive, asyncio.shield(record.task))
+            return await unless_gone(receive, record.task)
         except ClientGone:
             record.later = True
             raise
-        return completed
 
     async def _run(self, record: Record, reservation: Reservation, emit: Emit | None, routing: bool) -> Completed:
         try:

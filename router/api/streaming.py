@@ -14,7 +14,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from router.api.http import ClientGone, Exchange, as_request_error, log
-from router.api.reply import NO_USAGE, base64_text, complete_usage, echoed_quality
+from router.api.reply import NO_USAGE, base64_text, complete_usage, dump, echoed_quality
 from router.api.requests import Record, Requests
 from router.errors import RequestError
 from router.types import Accepted, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
@@ -100,7 +100,7 @@ class Events:
 
     async def error(self, error: RequestError) -> None:
         body = {"type": "error"} | error.body()
-        await self._write(b"event: error\ndata: " + orjson.dumps(body, default=str) + b"\n\n")
+        await self._write(b"event: error\ndata: " + dump(body) + b"\n\n")
 
     async def _picture(
         self, kind: str, image: GeneratedImage, more: dict[str, Any], completed: Completed | None

@@ -143,7 +143,8 @@ class FakeGateway:
         return self._model(name) if name in MODELS else None
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "test"}
+        prices = {Operation.GENERATE: Decimal("0.008")}  # values and keys that JSON does not have
+        return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "test", "prices": prices}
 
     def default_model(self, operation: Operation) -> str | None:
         return self.defaults.get(operation)
