@@ -80,6 +80,7 @@ def generate_gpt_image() -> None:
         size="1024x1024",
         quality="low",
         output_format="png",
+        response_format="b64_json",
         user=None,
     )
     assert size_of(base64.b64decode(answer.data[0].b64_json)) == "1024x1024"
