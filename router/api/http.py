@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -262,36 +262,38 @@ class Intake:
     def _too_large(self) -> RequestError:
         return RequestError(413, f"The request body is larger than {self.body_bytes} bytes.", code="request_too_large")
 
-    async def chunks(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> AsyncIterator[bytes]:
-        """The body as it arrives."""
-        while True:
-            message = await self._next(receive)
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk: bytes = message.get("body", b"")
-            exchange.body_in += len(chunk)
-            if exchange.body_in > self.body_bytes:
-                raise self._too_large()
-            if exchange.body_in > reservation.held:
-                reservation.grow(exchange.body_in - reservation.held)
-            if chunk:
-                yield chunk
-            if not message.get("more_body", False):
-                return
-
-    async def whole(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> bytes:
-        """The body in one piece."""
-        pieces = [chunk async for chunk in self.chunks(exchange, receive, reservation)]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _next(self, receive: Receive) -> Message:
+    async def feed(
+        self, exchange: Exchange, receive: Receive, reservation: Reservation, take: Callable[[bytes], object]
+    ) -> None:
+        """Give the body to ``take`` as it arrives."""
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._idle_s):
-                return await receive()
+            async with asyncio.timeout(self._idle_s) as patience:
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk: bytes = message.get("body", b"")
+                    exchange.body_in += len(chunk)
+                    if exchange.body_in > self.body_bytes:
+                        raise self._too_large()
+                    if exchange.body_in > reservation.held:
+                        reservation.grow(exchange.body_in - reservation.held)
+                    if chunk:
+                        take(chunk)
+                    if not message.get("more_body", False):
+                        return
+                    patience.reschedule(loop.time() + self._idle_s)
         except TimeoutError:
             raise RequestError(
                 408, "The request body did not arrive in time.", code="request_timeout", headers={"Connection": "close"}
             ) from None
+
+    async def whole(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> bytes:
+        """The body in one piece."""
+        pieces: list[bytes] = []
+        await self.feed(exchange, receive, reservation, pieces.append)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 class Reservation:

@@ -66,7 +66,11 @@ class Images(Guarded):
                 return
             events = Events(request, send) if request.stream else None
             base_url = face.base_url(exchange, scope)
-            record = face.requests.start(
+            claim, earlier = await face.requests.repeated(exchange, request, caller)
+            if isinstance(earlier, bytes):
+                await send_json(send, 200, earlier, [(b"idempotent-replayed", b"true")])
+                return
+            record = earlier or face.requests.start(
                 exchange,
                 request,
                 caller,
@@ -74,8 +78,9 @@ class Images(Guarded):
                 base_url=base_url,
                 emit=events.emit if events is not None else None,
                 routing=explain,
+                claim=claim,
             )
-            started = True
+            started = earlier is None
         finally:
             if not started:
                 reservation.release()
@@ -169,8 +174,7 @@ async def read_form(intake: Intake, exchange: Exchange, receive: Receive, reserv
     """A multipart body as its parts, parsed while it arrives."""
     try:
         reader = FormReader(exchange.header(b"content-type"))
-        async for chunk in intake.chunks(exchange, receive, reservation):
-            reader.feed(chunk)
+        await intake.feed(exchange, receive, reservation, reader.feed)
         return reader.finish()
     except FormError as error:
         raise RequestError(400, str(error)) from None

@@ -113,6 +113,12 @@ def _images(name: str, summary: str, bodies: dict[str, str], *, stream: bool = T
     operation["parameters"] = [
         _query("dryRun", "Answer with what it would cost, and run nothing."),
         _query("explain", "Tell in metadata.routing how the provider was chosen."),
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "Sent again with the same body, the first result comes back and costs nothing.",
+            "schema": {"type": "string", "maxLength": 255},
+        },
     ]
     operation["requestBody"] = {
         "required": True,

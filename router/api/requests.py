@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from router.api.auth import Authenticator
 from router.api.http import ClientGone, Exchange, Guarded, Reservation, as_request_error, log, send_json, unless_gone
 from router.api.ports import Emit, GatewayPort
+from router.api.repeats import Claim, Repeats
 from router.api.reply import dump, encode_completed, raw_bytes
 from router.api.webhooks import Webhooks
 from router.errors import SERVER, RequestError
@@ -38,6 +39,7 @@ class Record:
     completed: Completed | None = None
     error: RequestError | None = None
     ended: bool = False  # the outcome is known and, if anybody may ask for it later, kept
+    claim: Claim | None = None  # of an Idempotency-Key
     task: asyncio.Task[Completed] | None = None
 
     @property
@@ -80,6 +82,7 @@ class Requests:
         self._gateway = gateway
         self._store = store
         self._webhooks = webhooks
+        self._repeats = Repeats(store) if store is not None else None
         self._kept = kept
         self._most = running
         self._running: dict[str, Record] = {}
@@ -95,6 +98,7 @@ class Requests:
         base_url: str,
         emit: Emit | None = None,
         routing: bool = False,
+        claim: Claim | None = None,
     ) -> Record:
         """Run a request in the background. The reservation is given back when it ends."""
         if request.webhook_url is not None and self._webhooks is None:
@@ -110,11 +114,33 @@ class Requests:
                 retry=True,
                 retry_after_s=5.0,
             )
-        record = Record(exchange.request_id, int(time.time()), caller, request, base_url, request.later)
+        later = request.later or claim is not None
+        record = Record(exchange.request_id, int(time.time()), caller, request, base_url, later, claim=claim)
         self._running[record.request_id] = record
         record.task = asyncio.create_task(self._run(record, reservation, emit, routing))
         record.task.add_done_callback(_looked_at)
         return record
+
+    async def repeated(
+        self, exchange: Exchange, request: ImageRequest, caller: Caller
+    ) -> tuple[Claim | None, Record | bytes | None]:
+        """Whether this was sent before under the same Idempotency-Key: the running request, or the first answer's body.
+
+        The claim is what ``start`` needs when there is neither.
+        """
+        if self._repeats is None or b"idempotency-key" not in exchange.headers:
+            return None, None
+        claim = await self._repeats.claim(exchange, request, caller)
+        while claim is not None and claim.request_id != exchange.request_id:
+            running = self._running.get(claim.request_id)
+            if running is not None and running.task is not None:
+                return claim, running
+            document = await self._store.recall(claim.request_id) if self._store is not None else None
+            kept = orjson.loads(document) if document is not None else {}
+            if kept.get("form") and (body := await self._repeats.result(kept["body"].encode(), kept["form"])):
+                return claim, body
+            claim = self._repeats.take_over(claim, exchange.request_id)
+        return claim, None
 
     async def wait(self, record: Record, receive: Receive) -> Completed:
         """The result, while the client waits. ClientGone if it leaves; the work goes on and its result is kept."""
@@ -161,8 +187,14 @@ class Requests:
             if completed is not None:
                 record.completed = await self._lasting(completed, record)
             if record.later and self._store is not None:
-                document = {"key": record.caller.key, "body": (await record.described_as(record.outcome)).decode()}
+                document = {
+                    "key": record.caller.key,
+                    "form": completed.response_format if completed is not None else None,
+                    "body": (await record.described_as(record.outcome)).decode(),
+                }
                 await self._store.remember(record.request_id, orjson.dumps(document))
+                if record.claim is not None and completed is not None and self._repeats is not None:
+                    await self._repeats.keep(record.claim)
         except OSError as problem:  # a full disk must not take the picture from a client that is waiting for it
             log.error("result not kept", exc_info=problem, extra={"request_id": record.request_id})
             if record.completed is None:
