@@ -1,33 +1,42 @@
-"""Whether a target may be used: outage, rate limit, credential and drain, each kept apart.
+"""Whether a target may be used now: outage, rate limit, credential, capacity and drain, each kept apart.
 
 A target is ejected by *surprise*, not by absolute badness: by a run of failures that its own long run makes unlikely,
-by a success rate far under its own, or by calls that all seem stuck. It comes back by a single probe, after a pause
-that doubles and is jittered, and that at low traffic also waits for some requests served elsewhere.
+by a success rate far under its own, or by running calls that all seem stuck. It comes back by a single live request,
+after a pause that doubles and is jittered.
 """
 
 from __future__ import annotations
 
 import math
 import random as random_module
+from collections.abc import Mapping
+from typing import Any
 
 from router.routing.settings import RoutingSettings
-from router.routing.stats import wilson
+from router.routing.sketch import wilson
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
+STUCK = "stuck"
+LOW_SUCCESS = "low success"
+PROBE = "probe"
+CLAIM_S = 5.0  # a probe that was handed out has this long to start
+RARE = 0.01  # a run of failures is surprising when chance would make it less often than this
+ALWAYS_BAD = 12  # ... and after so many in any case
 
 
 class Breaker:
     """One target's gates. Times are on the selector's clock."""
 
     __slots__ = (
-        "_claim_until",
+        "_claimed_until",
         "_random",
+        "_served",
         "_settings",
-        "_streak",
-        "_successes",
         "blocked_until",
         "cap",
+        "changed",
         "drained",
+        "elsewhere",
         "in_flight",
         "level",
         "limited_until",
@@ -44,42 +53,47 @@ class Breaker:
         self.state = CLOSED
         self.reason: str | None = None  # why it was last opened
         self.until = 0.0  # end of the pause
+        self.changed = -math.inf  # when the state last changed
         self.level = 0  # pauses in a row
         self.run = 0  # failures in a row
         self.probing: str | None = None  # attempt id of the probe
-        self._claim_until = -math.inf
+        self._claimed_until = -math.inf
         self.limited_until = 0.0
         self.blocked_until = 0.0
         self.drained = False
         self.in_flight = 0
-        self.cap = math.inf  # learnt from refusals
-        self._successes = 0
-        self._streak = 0
+        self.elsewhere = 0  # in flight at other replicas
+        self.cap = math.inf  # calls at once, learnt from refusals
+        self._served = 0  # successes since the cap last moved
 
     def check(self, now: float, limit: float) -> tuple[str | None, float | None]:
-        """Why the target is out (None: it is in; ``probe``: due for one), and until when if that is known."""
+        """Why the target is out (None: it is in; ``probe``: due for one), and until when if that is known.
+
+        ``limit`` is its configured concurrency. Without one of its own a target that nobody refuses has none.
+        """
         if self.drained:
             return "drained", None
         if now < self.blocked_until:
             return "blocked", self.blocked_until
         if now < self.limited_until:
             return "rate_limited", self.limited_until
-        if self.in_flight >= limit:
+        busy = self.in_flight + self.elsewhere
+        if busy >= limit:
             return "limit", None
-        if self.in_flight >= self.cap:
+        if busy >= self.cap:
             return "full", None
         if self.state == CLOSED:
             return None, None
         if self.state == OPEN and now < self.until:
             return f"ejected: {self.reason}", self.until
-        if self.probing is not None or now < self._claim_until:
+        if self.probing is not None or now < self._claimed_until:
             return "ejected: probe running", None
-        return "probe", None
+        return PROBE, None
 
     def claim(self, now: float) -> None:
         """A probe has been handed out; if its attempt does not start soon, the next request gets it."""
         self.state = HALF_OPEN
-        self._claim_until = now + 5.0
+        self._claimed_until = now + CLAIM_S
 
     def started(self, attempt_id: str) -> bool:
         """An attempt begins; True if it is the probe."""
@@ -93,48 +107,76 @@ class Breaker:
         self.in_flight -= 1
         if self.probing == attempt_id:
             self.probing = None
-            self._claim_until = -math.inf
+            self._claimed_until = -math.inf
 
     def eject(self, reason: str, now: float) -> None:
+        """Open, or open again."""
         s = self._settings
-        pause = min(s.open_cap_s, s.open_s * 2.0**self.level)
-        self.state, self.reason = OPEN, reason
+        pause = min(s.open_cap_s, s.open_s * 2.0 ** min(self.level, 20))
+        self.state, self.reason, self.changed = OPEN, reason, now
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
 
-    def succeeded(self, probe: bool) -> float | None:
-        """A success. If it ends an ejection: the share of the recent failures that still counts."""
+    def succeeded(self, probe: bool, now: float) -> float | None:
+        """A success. If it ends an ejection: the share of the recent failures that still counts, else None."""
         self.run = 0
-        self._successes += 1
-        if self._successes >= self.cap:
+        self._served += 1
+        if self._served >= self.cap:
             self.cap += 1.0
-            self._successes = 0
-        if self.state == CLOSED or not (probe or self.reason == "stuck"):
+            self._served = 0
+        # A call from before the ejection proves nothing, unless the target was thought stuck: then any answer does.
+        if self.state == CLOSED or not (probe or self.reason == STUCK):
             return None
-        total = self.reason != "low success"
-        self.state, self.level = CLOSED, 0
-        return 0.0 if total else 0.5
+        self.state, self.level, self.changed = CLOSED, 0, now
+        return 0.5 if self.reason == LOW_SUCCESS else 0.0
 
-    def failed(self, now: float, probe: bool, p_long: float, successes: float, failures: float) -> None:
+    def failed(self, probe: bool, p_long: float, successes: float, failures: float, now: float) -> bool:
+        """A failure; True if it led to an ejection. ``p_long`` is the long-run success, the others are recent sums."""
         self.run += 1
         if self.state != CLOSED:
             if probe:
                 self.eject(self.reason or "failures", now)
-            return
+            return probe
         bad = min(max(1.0 - p_long, 1e-3), 0.99)
-        if self.run >= min(12.0, max(3.0, math.log(0.01) / math.log(bad))):
+        if self.run >= min(ALWAYS_BAD, max(3.0, math.log(RARE) / math.log(bad))):
             self.eject(f"{self.run} failures in a row", now)
-        elif successes + failures >= 4.0 and wilson(successes, successes + failures)[1] < 0.6 * p_long:
-            self.eject("low success", now)
+            return True
+        if successes + failures >= 4.0 and wilson(successes, successes + failures)[1] < 0.6 * p_long:
+            self.eject(LOW_SUCCESS, now)
+        return False
 
-    def limited(self, now: float, retry_after_s: float | None) -> None:
+    def limited(self, probe: bool, retry_after_s: float | None, now: float) -> None:
         """The target has enough: remember how much that was, and close until it wants to be asked again."""
         s = self._settings
-        others = max(1.0, float(self.in_flight))
-        self.cap = max(1.0, math.floor(min(self.cap, others) * 0.7))
-        self._successes = 0
+        self.cap = max(1.0, math.floor(min(self.cap, float(self.in_flight)) * s.cap_backoff))
+        self._served = 0
         if retry_after_s is not None:
             self.limited_until = max(self.limited_until, now + min(retry_after_s, s.retry_after_cap_s))
+        if probe:
+            self.eject(self.reason or "rate limit", now)
 
     def blocked(self, now: float) -> None:
+        """Our credential, credit or quota was refused."""
         self.blocked_until = now + self._settings.blocked_s
+
+    def told(self, now: float) -> dict[str, Any]:
+        """What other replicas should know: the gates that are or were just closed, with their age. Empty if nothing."""
+        gate: dict[str, Any] = {}
+        if self.changed > -math.inf:
+            pause, age = max(0.0, self.until - now), now - self.changed
+            gate["state"] = [self.state == CLOSED, self.reason, pause, self.level, age]
+        if self.limited_until > now:
+            gate["limited_s"] = self.limited_until - now
+        if self.blocked_until > now:
+            gate["blocked_s"] = self.blocked_until - now
+        return gate
+
+    def hear(self, gate: Mapping[str, Any], now: float) -> None:
+        """Another replica's gates: of the states the newer one holds, of the pauses the longer one."""
+        if "state" in gate:
+            closed, reason, pause, level, age = gate["state"]
+            if now - age > self.changed and self.probing is None:
+                self.state, self.reason = CLOSED if closed else OPEN, reason
+                self.until, self.level, self.changed = now + pause, level, now - age
+        self.limited_until = max(self.limited_until, now + gate.get("limited_s", 0.0))
+        self.blocked_until = max(self.blocked_until, now + gate.get("blocked_s", 0.0))

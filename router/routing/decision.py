@@ -78,6 +78,16 @@ class Decision:
         return min(self._able(), key=lambda row: row.mean_s).target if self._able() else None
 
     @property
+    def chosen(self) -> Row | None:
+        return self._chosen
+
+    @property
+    def second(self) -> Row | None:
+        """The best of the others that can take the request now."""
+        others = [row for row in self._rows if row.why is None and row is not self._chosen]
+        return min(others, key=lambda row: row.index) if others else None
+
+    @property
     def reason(self) -> str:
         """The choice in one sentence."""
         return _sentence(self, self._ranked())
@@ -123,7 +133,7 @@ def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
         share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
         return f"{says} beat {versus} by {share:.2g} %"
     why = {
-        "explore": f"not heard of for {min(chosen.unseen_s, 86400.0):.0f} s, so this small request has a look",
+        "explore": f"not heard of for {min(chosen.unseen_s, 86400.0):.0f} s, so this request has a look",
         "order": "first in the caller's order",
         "sticky": "where this session has been",
         "weighted": "drawn by weight",
@@ -167,6 +177,8 @@ def _row_record(row: Row, chosen: Row | None, digits: int) -> dict[str, Any]:
         entry["weight"] = row.weight
     if row.priority:
         entry["priority"] = row.priority
+    if row.limit_s != 120.0:
+        entry["limit_s"] = row.limit_s
     if row.why is not None:
         entry["why"] = row.why
     elif chosen is not None and row is not chosen and chosen.index > 0:
@@ -186,14 +198,15 @@ def _row_from(entry: Mapping[str, Any]) -> Row:
         numbers["bill"],
         numbers["ln_median"],
         numbers["sigma"],
-        numbers["n"],
         numbers["sd"],
+        numbers["n"],
         numbers["unseen_s"],
         numbers["doubt"],
         entry["in_flight"],
         entry.get("why"),
         entry.get("weight", 1.0),
         entry.get("priority", 0),
+        entry.get("limit_s", 120.0),
     )
     row.well_p = numbers.get("well_p", row.p)
     row.well_s = numbers.get("well_s", row.mean_s)

@@ -1,12 +1,12 @@
-"""The choice itself, as a pure function: rows and an ask in, one row and the reason for it out.
+"""The choice itself, as pure functions: rows and an ask in, one row and the mode of the choice out.
 
 One index decides: the expected dollars and waiting until a success, trying in turn until one works,
 
     price + lambda T + (1 - p) / p x (b price + lambda F + failure)
 
 with p the probability of success, T and F the expected seconds of a success and of a failure, b the probability that
-a failure is billed lambda the dollars that a second is worth, and failure what a failed attempt costs beside:
-on the last attempt what a lost request costs, before that what the preset says. Amounts are nanos of a dollar.
+a failure is billed, lambda the dollars that a second is worth, and ``failure`` what a failed attempt costs beside: on
+the last attempt what a lost request costs, before that what the preset says. Amounts are nanos of a dollar.
 """
 
 from __future__ import annotations
@@ -14,6 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from router.routing.breaker import PROBE
+
+SQRT_HALF = math.sqrt(0.5)
+FENCE = 2.5  # what costs more than this many times the best is not worth a look even if it were well
+LEAST_COST = 0.005  # of a look, as a share of the best index
+LITTLE_KNOWN = 0.1  # log-seconds of uncertainty from which a look may pay for that alone
+FOLLOW = 0.1  # probability of a lasting gain from which it is followed up on credit
+PANIC = ("ejected", PROBE, "full", "blocked")  # what is used when nothing else is left, the mildest reason first
+BY_SHARE = ("weighted", "priority")  # presets that draw by weight
 
 
 class Row:
@@ -25,6 +35,7 @@ class Row:
         "fail_s",
         "in_flight",
         "index",
+        "limit_s",
         "ln_median",
         "mean_s",
         "n",
@@ -54,43 +65,41 @@ class Row:
         bill: float,
         ln_median: float,
         sigma: float,
-        n: float,
         sd: float,
+        n: float,
         unseen_s: float,
         doubt: float,
         in_flight: int,
         why: str | None,
         weight: float,
         priority: int,
+        limit_s: float,
     ) -> None:
         self.target = target
         self.provider = provider
         self.price = price  # nanos
-        self.p = p  # probability of success, within the deadline if there is one
+        self.p = p  # probability of success, within the limit
         self.mean_s = mean_s  # expected seconds of a success
         self.fail_s = fail_s  # expected seconds of a failure
         self.bill = bill  # probability that a failure is billed
         self.ln_median = ln_median
         self.sigma = sigma
-        self.n = n  # samples the estimate rests on
         self.sd = sd  # uncertainty of the pace, in log-seconds
+        self.n = n  # recent outcomes that the estimate rests on
         self.unseen_s = unseen_s  # since it was last heard of
+        self.doubt = doubt  # probability that it has become faster for good
         self.in_flight = in_flight
         self.why = why  # None: eligible; PROBE: due for one; else the reason of its exclusion
         self.weight = weight
         self.priority = priority
-        self.doubt = doubt  # probability that the estimate is wrong for lack of samples
-        self.well_p = p  # success and seconds when it is itself again; differ while something is wrong
+        self.limit_s = limit_s  # an attempt is given up after this long
+        self.well_p = p  # success and seconds when it is itself again; they differ while something is wrong
         self.well_s = mean_s
         self.until: float | None = None  # when its exclusion ends, where known
         self.index = 0.0
 
 
-PROBE = "probe"
-PANIC = ("ejected", PROBE, "full", "blocked")  # what is used when nothing else is left, in this order
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """The request's side of the choice: everything but the rows."""
 
@@ -105,52 +114,57 @@ class Ask:
     order: tuple[str, ...]
     session: str | None  # target of the caller's session
     stay: float  # how much more, as a share, the session's target may cost
+    draw: float | None  # uniform random number, where the choice needs one
     explore: bool  # a look at something else is affordable
-    optimism: float  # standard deviations by which a pace may be better than it seems
     follow: bool  # ... if only to follow up a surprise
+    optimism: float  # standard deviations by which a pace may be better than it seems
+    typical: float  # nanos: the running mean of the index; a look is cheaper on a smaller request
     rate: float  # requests per second of this model
     change_every_s: float
+    change_size: float
     recover_every_s: float
     probe_every_s: float
-    change_size: float
-    draw: float | None  # uniform random number, where the choice needs one
 
 
-def index(ask: Ask, price: int, p: float, mean_s: float, fail_s: float, bill: float) -> float:
+def normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z * SQRT_HALF)
+
+
+def _index(ask: Ask, row: Row, p: float, mean_s: float) -> float:
     """Nanos that a success costs when this target is tried first."""
-    lam = ask.value_of_time
-    return price + lam * mean_s + (1.0 - p) / p * (bill * price + lam * fail_s + ask.failure)
+    lam, price = ask.value_of_time, row.price
+    return price + lam * mean_s + (1.0 - p) / p * (row.bill * price + lam * row.fail_s + ask.failure)
 
 
 def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
     """The row to use and the mode of the choice; (None, "none") if every row is out. Sets each row's index."""
+    optimism = ask.optimism * ask.value_of_time if ask.first else 0.0
     best: Row | None = None
-    eligible = 0
     low = math.inf
+    eligible = 0
     for row in rows:
-        row.index = index(ask, row.price, row.p, row.mean_s, row.fail_s, row.bill)
+        row.index = _index(ask, row, row.p, row.mean_s)
         if row.why is None:
             eligible += 1
-            hope = row.index - ask.value_of_time * row.mean_s * row.sd * ask.optimism if ask.first else row.index
-            if best is None or hope < low:
+            hope = row.index - optimism * row.mean_s * row.sd
+            if hope < low:
                 best, low = row, hope
     if best is None:
         return _panic(rows)
-    if ask.order:
-        for name in ask.order:
-            for row in rows:
-                if row.why is None and name in (row.target, row.provider):
-                    return row, "order"
-    if ask.preset == "weighted" or ask.preset == "priority":
+    for name in ask.order:
+        for row in rows:
+            if row.why is None and name in (row.target, row.provider):
+                return row, "order"
+    if ask.preset in BY_SHARE:
         pool = [row for row in rows if row.why is None]
         if ask.preset == "priority":
             lowest = min(row.priority for row in pool)
             pool = [row for row in pool if row.priority == lowest]
         return _draw(pool, ask.draw or 0.0), ask.preset
-    if ask.first:
-        other = _explore(rows, ask, best)
-        if other is not None:
-            return other
+    if ask.first and len(rows) > 1:
+        look = _look(rows, ask, best)
+        if look is not None:
+            return look, "probe" if look.why == PROBE else "explore"
         if ask.session is not None and best.target != ask.session:
             for row in rows:
                 if row.target == ask.session and row.why is None and row.index <= best.index * (1.0 + ask.stay):
@@ -158,67 +172,77 @@ def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
     return best, "best" if eligible > 1 else "only"
 
 
-def _explore(rows: Sequence[Row], ask: Ask, best: Row) -> tuple[Row, str] | None:
-    """A target worth a look in place of the best, if there is one: due for a probe, or likely to have changed.
+def _look(rows: Sequence[Row], ask: Ask, best: Row) -> Row | None:
+    """The target that most deserves this request for the sake of what it would tell, if any does.
 
-    Not looking costs, per request, what the target would save if it had changed, times the probability that it has,
-    which grows while it is not heard of. A look is due when that loss, added up since the last one, exceeds what the
-    look costs: the interval that minimises the sum of both.
+    Not looking costs, with every request, what the target would save if it were better than it seems, times the
+    probability that it is; that probability grows while it is not heard of. A look is due when this loss, added up
+    since the last one, exceeds what the look costs: the interval that makes the sum of both least.
     """
     found: Row | None = None
-    most = 1.0
+    most = best.index / ask.typical if ask.typical > 0.0 else 1.0
+    may = ask.explore, ask.explore or ask.follow
     for row in rows:
         if row is best or (row.why is not None and row.why != PROBE):
             continue
-        if row.why == PROBE or row.well_s < row.mean_s:
-            # Something is wrong there. The longer ago that was found, the likelier it has passed.
-            well = index(ask, row.price, row.well_p, row.well_s, row.fail_s, row.bill)
-            saves = best.index - well
-            if row.why == PROBE:
-                cost = row.bill * row.price + ask.value_of_time * row.fail_s
-            elif not row.in_flight and (ask.explore or (ask.follow and row.doubt > 0.9)):
-                cost = row.index - best.index
-            else:
-                continue
-            unseen = row.unseen_s
-            lost = ask.rate * saves * unseen * (row.doubt + 0.5 * unseen / ask.recover_every_s)
-            if row.why == PROBE and row.unseen_s > ask.probe_every_s and well < best.index * 2.5:
-                lost = cost * 2.0
-            if lost / max(cost, 1.0) > most:
-                found, most = row, lost / max(cost, 1.0)
+        if row.why == PROBE:
+            worth = _probe(row, ask, best.index)
+        elif row.in_flight or not may[row.doubt > FOLLOW]:
             continue
-        if row.in_flight or not (ask.explore or (ask.follow and row.doubt > 0.9)):
-            continue
-        strike = best.index - row.price
-        if strike <= 0.0:
-            continue
-        spot = ask.value_of_time * row.mean_s
-        unseen = min(row.unseen_s, ask.change_every_s)
-        lost = ask.rate * unseen * (row.doubt + 0.5 * unseen / ask.change_every_s) * _put(strike, spot, ask.change_size)
-        if row.sd > 0.1:
-            lost += ask.rate * unseen * _put(strike, spot, row.sd)
-        worth = lost / max(row.index - best.index, 0.005 * best.index)
+        elif row.well_s < row.mean_s:
+            worth = _recovery(row, ask, best.index)
+        else:
+            worth = _change(row, ask, best.index)
         if worth > most:
             found, most = row, worth
-    if found is None:
-        return None
-    return found, "probe" if found.why == PROBE else "explore"
+    return found
 
 
-def _put(strike: float, spot: float, sd: float) -> float:
+def _probe(row: Row, ask: Ask, best: float) -> float:
+    """Loss of not probing an ejected target, in units of the probe's cost."""
+    cost = row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure
+    well = _index(ask, row, row.well_p, row.well_s)
+    if row.unseen_s > ask.probe_every_s and well < best * FENCE:
+        return math.inf
+    unseen = row.unseen_s
+    return ask.rate * (best - well) * unseen * unseen * 0.5 / ask.recover_every_s / max(cost, 1.0)
+
+
+def _recovery(row: Row, ask: Ask, best: float) -> float:
+    """Loss of not looking whether a target that became slow is itself again, in units of the look's cost."""
+    unseen = row.unseen_s
+    loss = ask.rate * (best - _index(ask, row, row.p, row.well_s)) * unseen * unseen * 0.5 / ask.recover_every_s
+    return loss / max(row.index - best, LEAST_COST * best)
+
+
+def _change(row: Row, ask: Ask, best: float) -> float:
+    """Loss of not looking at a target that may have become faster, or is little known, in units of the look's cost."""
+    strike = best - row.price
+    waiting = ask.value_of_time * row.mean_s
+    if strike <= 0.0 or waiting <= 0.0:
+        return 0.0
+    unseen = min(row.unseen_s, ask.change_every_s)
+    changed = row.doubt + 0.5 * unseen / ask.change_every_s
+    saves = changed * _put(strike, waiting, ask.change_size)
+    if row.sd > LITTLE_KNOWN:
+        saves += _put(strike, waiting, row.sd)
+    return ask.rate * unseen * saves / max(row.index - best, LEAST_COST * best)
+
+
+def _put(strike: float, waiting: float, sd: float) -> float:
     """What is saved on average if the pace is off by a log-normal factor: the value of a put option on the waiting."""
-    d = math.log(strike / spot) / sd
-    return strike * normal_cdf(d) - spot * math.exp(0.5 * sd * sd) * normal_cdf(d - sd)
+    d = math.log(strike / waiting) / sd
+    return strike * normal_cdf(d) - waiting * math.exp(0.5 * sd * sd) * normal_cdf(d - sd)
 
 
 def _draw(pool: Sequence[Row], draw: float) -> Row:
     total = sum(row.weight for row in pool)
-    if total <= 0:
+    if total <= 0.0:
         return pool[min(int(draw * len(pool)), len(pool) - 1)]
     mark = draw * total
     for row in pool:
         mark -= row.weight
-        if mark < 0:
+        if mark < 0.0:
             return row
     return pool[-1]
 
@@ -230,7 +254,3 @@ def _panic(rows: Sequence[Row]) -> tuple[Row | None, str]:
         if pool:
             return min(pool, key=lambda row: row.index), "panic"
     return None, "none"
-
-
-def normal_cdf(z: float) -> float:
-    return 0.5 * math.erfc(-z * math.sqrt(0.5))

@@ -1,7 +1,7 @@
 """What an operator may say about routing: what waiting is worth, how far to trust evidence, how much to risk.
 
 Every default is the value that did best in the simulator (tests/simulation), which also shows what each part is worth.
-Money is US dollars per request or per second; times are seconds.
+Money is US dollars; times are seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Preset:
 
     value_of_time: float  # dollars that one second of waiting is worth
     fail_value: float = 0.05  # dollars that a request lost altogether costs the caller
-    failure_aversion: float = 0.0  # dollars added per failed first attempt, on top of its money and time
+    failure_aversion: float = 0.0  # dollars added per failed attempt, on top of its money and time
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -25,7 +25,6 @@ PRESETS: Mapping[str, Preset] = {
     "cheapest": Preset(0.0003),
     "reliable": Preset(0.0015, fail_value=0.5, failure_aversion=0.1),
 }
-BALANCED = PRESETS["balanced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,46 +38,44 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
-    """The selector's constants. The defaults are meant to be left alone; the first four are the operator's."""
+    """The selector's constants. The first four are the operator's; the others are meant to be left alone."""
 
-    preset: str = "balanced"
+    preset: str = "balanced"  # of requests that do not name one; also ``weighted`` and ``priority``
     presets: Mapping[str, Preset] = field(default_factory=lambda: PRESETS)
     concurrency: Mapping[str, int] = field(default_factory=dict)  # calls at once, by target or by provider
     attempts: int = 3  # of one request, over all targets
 
     # Evidence
-    half_life_s: float = 120.0  # of recent samples; old ones leave the field to the long run
-    same_strength: float = 30.0  # the long run counts as this many recent latencies while it fits them
-    latency_strength: float = 1.0  # ... and as this many when the pace has changed
-    change_odds: float = 0.01
-    change_var: float = 1.0
-    alarm: float = 8.0
+    half_life_s: float = 120.0  # of recent samples
+    same_strength: float = 30.0  # the long run counts as this many recent latencies while they fit it
+    changed_strength: float = 1.0  # ... and as this many once the pace has changed
     success_strength: float = 4.0  # ... and as this many recent outcomes
     memory: float = 300.0  # long-run samples
-    memory_step_s: float = 15.0  # at most one full-weight long-run sample in this time: memory is time, not traffic
+    memory_step_s: float = 15.0  # at most one full-weight long-run sample in this time
+    change_odds: float = 0.01  # that a target has just changed its pace, before looking at the samples
+    change_size: float = 1.0  # standard deviation of such a change, in log-seconds
+    alarm: float = 8.0  # log-odds at which a run of odd samples is a change
 
     # Exploration of targets that are not being used
-    explore_share: float = 0.02  # of first attempts at most
+    explore_share: float = 0.025  # of first attempts at most
     explore_every_s: float = 1800.0  # at low traffic: one in this time, if that is not over a tenth of the requests
-    change_every_s: float = 14400.0  # how often a target changes its pace for good
-    change_size: float = 1.0  # standard deviation of such a change, in log-seconds
-
-    own_class: float = 1e9
-    optimism: float = 0.5
-    surprise: float = -2.0
+    change_every_s: float = 14400.0  # how often a target changes for good
     recover_every_s: float = 900.0  # how long a trouble lasts
-    probe_every_s: float = 600.0  # an ejected target is probed at least this often
+    optimism: float = 0.5  # standard deviations by which a little-known pace may be better than it seems
 
-    # Ejection
+    # Ejection and capacity
     open_s: float = 5.0  # first pause; doubles, half-to-full jitter
     open_cap_s: float = 120.0
-    stuck: float = 6.0  # ejected when the calls that run would last so long only once in e^6 times
+    probe_every_s: float = 1800.0  # an ejected target that could matter is probed at least this often
+    stuck: float = 6.0  # ejected when the running calls would last so long only once in e^6 times
     blocked_s: float = 300.0  # pause after a refused credential or an empty account
     retry_after_cap_s: float = 120.0
+    cap_backoff: float = 0.7  # of the calls in flight when one more was refused
 
     # Money that may be spent without delivering a picture
     waste_share: float = 0.03  # of the last hour's spend, per model: maybe-billed failovers and rescues
     waste_floor_calls: float = 4.0
-    retry_share: float = 0.2  # retries of the same target, as a share of its requests; floor of three a minute
+    rescue: bool = False  # a second copy elsewhere of a call that is probably stuck
+    retry_every_s: float = 20.0  # one retry of the same target in this time, three saved up
 
     sticky: float = 0.05  # a session stays with its target while that costs at most this share more

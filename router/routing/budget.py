@@ -1,0 +1,62 @@
+"""What a model's requests may spend on other things than being served: looks at unused targets, and waste."""
+
+from __future__ import annotations
+
+import math
+
+from router.routing.settings import RoutingSettings
+
+RATE_S = 600.0  # the rate of requests is taken over this
+SPEND_S = 3600.0  # spend and waste fade over this
+CREDIT = 2.0  # looks that can be saved up
+DEBT = -2.0  # looks that following up a surprise may run ahead
+
+
+class Budget:
+    """One model's account."""
+
+    __slots__ = ("_at", "_count", "_last", "_settings", "credit", "rate", "spend", "typical", "waste")
+
+    def __init__(self, settings: RoutingSettings) -> None:
+        self._settings = settings
+        self._last: float | None = None
+        self._count = 0
+        self._at = 0.0
+        self.rate = 0.0  # first attempts per second
+        self.credit = 1.0  # looks that may be taken
+        self.typical = 0.0  # nanos: running mean of what a request is expected to cost, waiting included
+        self.spend = 0.0  # nanos
+        self.waste = 0.0  # nanos spent without a picture to show for it
+
+    def arrival(self, now: float) -> None:
+        """A request comes in: it earns a share of a look, more of one where requests are rare."""
+        s = self._settings
+        gap = max(now - self._last, 0.0) if self._last is not None else 0.0
+        self._last = now
+        self._count += 1
+        self.rate = self.rate * math.exp(-gap / RATE_S) + 1.0 / RATE_S
+        share = min(max(s.explore_share, gap / s.explore_every_s), 0.1)
+        self.credit = min(self.credit + share, CREDIT)
+
+    def chosen(self, cost: float) -> None:
+        self.typical += (cost - self.typical) * max(0.01, 1.0 / max(self._count, 1))
+
+    def look(self) -> None:
+        self.credit = max(self.credit - 1.0, DEBT - 1.0)
+
+    def book(self, spent: float, wasted: float, now: float) -> None:
+        self._fade(now)
+        self.spend += spent
+        self.waste += wasted
+
+    def affords(self, price: float, now: float) -> bool:
+        """Whether this much more may be wasted: a share of the last hour's spend, or a few calls where that is less."""
+        self._fade(now)
+        s = self._settings
+        return self.waste + price <= max(s.waste_share * self.spend, s.waste_floor_calls * price)
+
+    def _fade(self, now: float) -> None:
+        keep = math.exp(-max(0.0, now - self._at) / SPEND_S)
+        self._at = max(self._at, now)
+        self.spend *= keep
+        self.waste *= keep

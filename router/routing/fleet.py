@@ -1,0 +1,189 @@
+"""All targets as they are known: their evidence, their gates, and what replicas tell each other about them."""
+
+from __future__ import annotations
+
+import math
+import random as random_module
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from router.routing.breaker import CLOSED, Breaker
+from router.routing.settings import Prior, RoutingSettings
+from router.routing.sketch import P95_SAMPLES, Window, wilson
+from router.routing.stats import Z95, Arm, Flight
+from router.routing.work import SizeLaw
+
+FORGET_REPLICA_S = 30.0  # a replica not heard of for so long has nothing in flight
+CLASS_WINDOWS = 64  # work classes reported per target
+COMPLETE = "complete"
+PHASES = ("submitted", "queued", "first_byte", COMPLETE)
+
+
+class Fleet:
+    """Arms by operation and target, and one breaker per target. Created on first sight."""
+
+    def __init__(
+        self, settings: RoutingSettings, priors: Mapping[str, Prior], random: random_module.Random, replica: str
+    ) -> None:
+        self.settings = settings
+        self.arms: dict[str, dict[str, Arm]] = {}
+        self.breakers: dict[str, Breaker] = {}
+        self.in_flight: dict[str, int] = {}  # by provider
+        self._priors = priors
+        self._random = random
+        self._replica = replica
+        self._laws: dict[tuple[str, str], SizeLaw] = {}  # by operation and model
+        self._providers: dict[str, str] = {}  # by target
+        self._windows: dict[tuple[str, str], dict[str, Window]] = {}  # by target and operation: phase or class
+        self._others: dict[str, tuple[float, Mapping[str, int]]] = {}  # by replica: when told, in flight by target
+        self.others_until = math.inf
+
+    def arm(self, operation: str, target: str, provider: str) -> Arm:
+        arms = self.arms.setdefault(operation, {})
+        arm = arms.get(target)
+        if arm is None:
+            law = self._laws.setdefault((operation, target.partition("/")[2]), SizeLaw())
+            arm = arms[target] = Arm(target, law, self._priors.get(target), self.settings)
+            self._providers[target] = provider
+            self.breaker(target)
+        return arm
+
+    def breaker(self, target: str) -> Breaker:
+        breaker = self.breakers.get(target)
+        if breaker is None:
+            breaker = self.breakers[target] = Breaker(self.settings, self._random)
+        return breaker
+
+    def median_pace(self, operation: str, default: float) -> float:
+        """The middle of the known targets' paces: what an unknown one is taken for."""
+        known = sorted(arm.pace.m for arm in self.arms[operation].values() if arm.pace.weight > 0.0)
+        return known[len(known) // 2] if known else default
+
+    def started(self, flight: Flight, attempt_id: str) -> None:
+        target = flight.arm.target
+        flight.probe = self.breakers[target].started(attempt_id)
+        flight.arm.flights[attempt_id] = flight
+        flight.arm.touch()
+        provider = self._providers[target]
+        self.in_flight[provider] = self.in_flight.get(provider, 0) + 1
+
+    def ended(self, flight: Flight, attempt_id: str) -> None:
+        target = flight.arm.target
+        del flight.arm.flights[attempt_id]
+        flight.arm.touch()
+        self.breakers[target].ended(attempt_id)
+        self.in_flight[self._providers[target]] -= 1
+
+    def window(self, arm: Arm, operation: str, name: str) -> Window | None:
+        """Seconds of a phase, or of one class of work, over the last hour."""
+        windows = self._windows.setdefault((arm.target, operation), {})
+        window = windows.get(name)
+        if window is None and len(windows) < CLASS_WINDOWS + len(PHASES):
+            window = windows[name] = Window()
+        return window
+
+    # -- the live table
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """Per target and operation what is believed, JSON-ready, and on how much that rests."""
+        self.forget_silent(now)
+        table: dict[str, Any] = {}
+        for operation, arm in self._every():
+            breaker = self.breakers[arm.target]
+            arm.refresh(now)
+            n = arm.successes + arm.failures
+            low, high = wilson(arm.successes, n)
+            median = math.exp(arm.pace.m)
+            why, until = breaker.check(now, math.inf)
+            windows = self._windows.get((arm.target, operation), {})
+            table.setdefault(arm.target, {})[operation] = {
+                # What the next request is reckoned with: one picture of one megapixel
+                "p50_s": round(median, 4),
+                "p95_s": round(median * math.exp(Z95 * arm.pace.sigma), 4),
+                "success": round(arm.p, 5),
+                "success_low": round(low, 5),
+                "success_high": round(high, 5),
+                "samples": round(n, 2),
+                "age_s": round(now - arm.seen, 1) if arm.seen is not None else None,
+                "changed": arm.pace.shift is not None,
+                "in_flight": len(arm.flights),
+                "in_flight_elsewhere": breaker.elsewhere,
+                "cap": None if math.isinf(breaker.cap) else int(breaker.cap),
+                # Its gates
+                "state": breaker.state if breaker.state != CLOSED else "closed" if why in (None, "full") else "open",
+                "reason": why if why is not None else None,
+                "until_s": round(until - now, 1) if until is not None else None,
+                # What the last hour measured, as it came
+                "phases": {name: _measured(windows[name], now) for name in PHASES if name in windows},
+                "classes": {
+                    name: _measured(window, now) for name, window in sorted(windows.items()) if name not in PHASES
+                },
+            }
+        return table
+
+    def _every(self) -> Iterator[tuple[str, Arm]]:
+        for operation in sorted(self.arms):
+            for target in sorted(self.arms[operation]):
+                yield operation, self.arms[operation][target]
+
+    # -- replicas
+
+    def delta(self, now: float) -> dict[str, Any]:
+        """What this replica has learnt since the last call: sums to add, and states with their age. JSON-ready."""
+        arms: list[dict[str, Any]] = []
+        for operation, arm in self._every():
+            sums = arm.told()
+            if any(sums):
+                seen = now - arm.seen if arm.seen is not None else None
+                told = {"operation": operation, "target": arm.target, "provider": self._providers[arm.target]}
+                arms.append(told | {"sums": sums, "shift": arm.pace.shift, "seen_s": seen})
+        gates: dict[str, dict[str, Any]] = {}
+        for target in sorted(self.breakers):
+            gate = self.breakers[target].told(now)
+            if gate:
+                gates[target] = gate
+        busy = {target: b.in_flight for target, b in sorted(self.breakers.items()) if b.in_flight}
+        return {"replica": self._replica, "arms": arms, "gates": gates, "in_flight": busy}
+
+    def merge(self, delta: Mapping[str, Any], now: float) -> None:
+        """Take in another replica's delta. The order in which several arrive makes no difference but rounding."""
+        if delta["replica"] == self._replica:
+            return
+        for told in delta["arms"]:
+            arm = self.arm(told["operation"], told["target"], told["provider"])
+            mine = now - arm.seen if arm.seen is not None else math.inf
+            if told["seen_s"] is not None and told["seen_s"] < mine:
+                arm.pace.told_shift(told["shift"], now)
+            arm.absorb(told["sums"], now, told["seen_s"])
+        for target, gate in delta["gates"].items():
+            self.breaker(target).hear(gate, now)
+        self._others[delta["replica"]] = now, delta["in_flight"]
+        self._count_others()
+
+    def forget_silent(self, now: float) -> None:
+        """Drop what replicas had in flight that are no longer heard of."""
+        if now <= self.others_until:
+            return
+        for replica in [name for name, (told, _) in self._others.items() if now - told > FORGET_REPLICA_S]:
+            del self._others[replica]
+        self._count_others()
+
+    def _count_others(self) -> None:
+        for breaker in self.breakers.values():
+            breaker.elsewhere = 0
+        for _, busy in self._others.values():
+            for target, calls in busy.items():
+                self.breaker(target).elsewhere += calls
+        oldest = min((told for told, _ in self._others.values()), default=math.inf)
+        self.others_until = oldest + FORGET_REPLICA_S
+
+
+def _measured(window: Window, now: float) -> dict[str, Any]:
+    seen = window.read(now)
+    p50, p95 = seen.quantile(0.5), seen.quantile(0.95)
+    return {
+        "n": seen.n,
+        "p50_s": round(p50, 4) if p50 is not None else None,
+        "p95_s": round(p95, 4) if p95 is not None else None,
+        "p95_sure": seen.n >= P95_SAMPLES,
+    }
