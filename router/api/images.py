@@ -91,7 +91,7 @@ class Images(Guarded):
             await send_accepted(record, send)
             return
         completed = exchange.completed = await face.requests.wait(record, receive)
-        body = await encode_completed(completed, request, base_url=base_url, explain=explain)
+        body = await encode_completed(completed, request, base_url=base_url)
         headers = completed_headers(completed, exchange.elapsed_s - completed.provider_s)
         await send_json(send, 200, body, headers)
 

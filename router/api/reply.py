@@ -41,9 +41,7 @@ NO_USAGE: Mapping[str, Any] = {
 }
 
 
-async def encode_completed(
-    completed: Completed, request: ImageRequest, *, base_url: str, explain: bool = False
-) -> list[bytes]:
+async def encode_completed(completed: Completed, request: ImageRequest, *, base_url: str) -> list[bytes]:
     """The body of a 200, in pieces to be sent one after the other."""
     texts = await base64_of(completed) if completed.response_format != "url" else []
     pieces = [b'{"created":%d,"data":[' % completed.created]
@@ -61,12 +59,13 @@ async def encode_completed(
             pieces.append(b'"}' if rest == b"{}" else b'",' + rest[1:])
         else:
             pieces.append(comma + rest)
-    around = _around(completed, request, explain)
-    pieces.append(b"]," + (dump(around) if explain else orjson.dumps(around, default=str))[1:])
+    around = _around(completed, request)
+    plain = completed.routing is None  # the decision record is the router's own and may hold what JSON does not
+    pieces.append(b"]," + (orjson.dumps(around, default=str) if plain else dump(around))[1:])
     return pieces
 
 
-def _around(completed: Completed, request: ImageRequest, explain: bool) -> dict[str, Any]:
+def _around(completed: Completed, request: ImageRequest) -> dict[str, Any]:
     """Everything but created and data. Absent values are left out, never null."""
     body: dict[str, Any] = {"id": completed.request_id}
     if completed.background in ("transparent", "opaque"):
@@ -79,6 +78,12 @@ def _around(completed: Completed, request: ImageRequest, explain: bool) -> dict[
         body["size"] = str(completed.size)
     if (usage := complete_usage(completed.usage)) is not None:
         body["usage"] = usage
+    body["metadata"] = metadata_of(completed, request)
+    return body
+
+
+def metadata_of(completed: Completed, request: ImageRequest) -> dict[str, Any]:
+    """What OpenAI's body has no place for: who made it, what it cost and why, and what was not done as asked."""
     metadata: dict[str, Any] = {
         "model": completed.model,
         "executed_model": completed.executed_model,
@@ -94,10 +99,9 @@ def _around(completed: Completed, request: ImageRequest, explain: bool) -> dict[
     }
     if completed.seed is not None:
         metadata["seed"] = completed.seed
-    if explain and completed.routing is not None:
+    if completed.routing is not None:
         metadata["routing"] = completed.routing
-    body["metadata"] = metadata
-    return body
+    return metadata
 
 
 def _attempt(attempt: AttemptSummary) -> dict[str, Any]:

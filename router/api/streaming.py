@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
-import orjson
 from starlette.types import Receive, Send
 
 from router.api.http import ClientGone, Exchange, as_request_error, log
-from router.api.reply import NO_USAGE, base64_text, complete_usage, dump, echoed_quality
+from router.api.reply import NO_USAGE, base64_text, complete_usage, dump, echoed_quality, metadata_of
 from router.api.requests import Record, Requests
 from router.errors import RequestError
-from router.types import Accepted, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
+from router.types import Accepted, Completed, GeneratedImage, ImageRequest, Operation, PartialImage, Warn
 
 HEARTBEAT_S = 12.0
 """Longest silence on a stream, seconds."""
@@ -39,6 +39,7 @@ class Events:
         self._lock = asyncio.Lock()
         self._beat: asyncio.Task[None] | None = None
         self._gone = False
+        self._partials = 0
         self.started = False
 
     async def run(self, requests: Requests, record: Record, exchange: Exchange, receive: Receive) -> None:
@@ -71,7 +72,9 @@ class Events:
             await self.partial(event)
 
     async def start(self) -> None:
-        if not self.started:
+        async with self._lock:
+            if self.started:
+                return
             self.started = True
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             self._beat = asyncio.create_task(self._heartbeat())
@@ -89,14 +92,23 @@ class Events:
     async def partial(self, event: PartialImage) -> None:
         if event.index >= self._request.partial_images:
             return
+        self._partials += 1
         await self._picture("partial_image", event.image, {"partial_image_index": event.index}, None)
 
     async def completed(self, completed: Completed) -> None:
-        usage = complete_usage(completed.usage) or NO_USAGE
-        for number, image in enumerate(completed.images):
-            # the tokens of the whole request, told once
-            told = usage if number == len(completed.images) - 1 else NO_USAGE
-            await self._picture("completed", image, {"usage": told}, completed)
+        """One event per picture; what concerns the whole request (tokens, cost) is told once, with the last."""
+        if self._request.partial_images and not self._partials:
+            told = Warn("no_partial_images", "The provider made no partial images.", "partial_images")
+            completed = replace(completed, warnings=(*completed.warnings, told))
+        *others, last = completed.images
+        for image in others:
+            await self._picture("completed", image, {"usage": NO_USAGE}, completed)
+        whole = {
+            "usage": complete_usage(completed.usage) or NO_USAGE,
+            "id": completed.request_id,
+            "metadata": metadata_of(completed, self._request),
+        }
+        await self._picture("completed", last, whole, completed)
 
     async def error(self, error: RequestError) -> None:
         body = {"type": "error"} | error.body()
@@ -122,5 +134,5 @@ class Events:
         await self._write(
             f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode(),
             text,
-            b'",' + orjson.dumps(rest)[1:] + b"\n\n",
+            b'",' + dump(rest)[1:] + b"\n\n",
         )

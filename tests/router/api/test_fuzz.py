@@ -21,7 +21,7 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-tempting = st.sampled_from(
+tempting: st.SearchStrategy[Any] = st.sampled_from(
     ["auto", "1024x1024", "0x0", "url", "b64_json", "png", "jpeg", "transparent", "high", "16:9", "1K", "square_hd",
      "true", "", "1", 0, 1, 4, 10, 11, -1, 2**63, 2**64, 1.0, 1e308, True, [], {}, None]
 )  # fmt: skip

@@ -91,6 +91,24 @@ async def test_s3_partials_are_bounded(client: httpx.AsyncClient, gateway: FakeG
     assert len(events(response.text)) == 3
 
 
+async def test_the_last_event_tells_the_cost_and_what_was_not_done(
+    client: httpx.AsyncClient, gateway: FakeGateway
+) -> None:
+    async def no_partials(request: Any, emit: Any) -> None:
+        await emit(Accepted())
+
+    gateway.behave = no_partials
+    response = await client.post(GENERATE + "?explain=true", json=OK | {"n": 2, "partial_images": 2})
+    first, last = events(response.text)
+    assert "metadata" not in first
+    assert (last["id"], last["metadata"]["cost"]) == (gateway.ids[0], "0.016")
+    assert "no_partial_images" in {warning["code"] for warning in last["metadata"]["warnings"]}
+    assert last["metadata"]["routing"] == {"candidates": []}
+    response = await client.post(GENERATE, json=OK)
+    (only,) = events(response.text)
+    assert "no_partial_images" not in {warning["code"] for warning in only["metadata"]["warnings"]}
+
+
 @pytest.mark.parametrize("size", [None, "auto"])
 async def test_s5_unknown_sizes_are_auto(client: httpx.AsyncClient, gateway: FakeGateway, size: str | None) -> None:
     async def one(request: Any, emit: Any) -> None:
