@@ -58,7 +58,13 @@ PASSED_ON = ("complexity", "frame_count", "frame_duration_ms", "svg")
 WORDS: Mapping[str, tuple[str, ...]] = {
     "quality": ("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"),
     "response_format": ("url", "b64_json"),
-    "output_format": ("png", "jpeg", "webp", "gif", "avif", "svg"),
+    "output_format": (
+        "png",
+        "jpeg",
+        "webp",
+        "gif",
+        "avif",
+    ),  # svg: no adapter makes vectors, and nothing converts to it
     "background": ("auto", "transparent", "opaque"),
     "moderation": ("auto", "low"),
     "style": ("vivid", "natural"),

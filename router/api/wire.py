@@ -224,7 +224,9 @@ def _collect(texts: dict[str, Any], part: Part) -> None:
             inner = holder[key] = {}
         holder = inner
     name = keys[-1]
-    if listed or (name in holder and name not in fields.KINDS):
+    if holder is texts and name in texts and name in fields.KINDS:
+        raise fields.wrong_value(name, f"'{name}' is given more than once.")
+    if listed or name in holder:
         holder[name] = [*_as_list(holder.get(name, [])), text]
     else:
         holder[name] = text

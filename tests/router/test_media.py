@@ -12,6 +12,7 @@ from PIL import Image
 
 from pricing import ImageSize
 from router import media
+from router.api import fields
 
 
 def picture(size: tuple[int, int] = (60, 40), mode: str = "RGB", form: str = "png", **options: Any) -> bytes:
@@ -240,3 +241,8 @@ def test_what_cannot_be_converted() -> None:
     random.Random(1).shuffle(body := data[40:])
     with pytest.raises(media.BadImage):
         media.convert(bytes(data[:20] + b"\0" * 10 + body + b"\0" * 10), "png")
+
+
+def test_every_format_that_can_be_asked_for_can_be_written() -> None:
+    """Otherwise a picture would be paid for and then not delivered."""
+    assert set(fields.WORDS["output_format"]) <= set(media.CONVERTIBLE)

@@ -86,6 +86,7 @@ JSON_TABLE: list[tuple[str, Any, int, str | None, str | None]] = [
     ("G10-quality", OK | {"quality": "ultra"}, 400, "invalid_value", "quality"),
     ("G11-response-format", OK | {"response_format": "bytes"}, 400, "invalid_value", "response_format"),
     ("G12-output-format", OK | {"output_format": "bmp"}, 400, "invalid_value", "output_format"),
+    ("G12-svg", OK | {"output_format": "svg"}, 400, "invalid_value", "output_format"),
     ("G13-compression-high", OK | {"output_compression": 101}, 400, "integer_above_max_value", "output_compression"),
     ("G13-compression-low", OK | {"output_compression": -1}, 400, "integer_below_min_value", "output_compression"),
     ("G14-background", OK | {"background": "green"}, 400, "invalid_value", "background"),
@@ -244,6 +245,14 @@ async def test_bad_edit(
     response = await client.post(EDIT, files=sent)
     error = problem(response)
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert gateway.requests == []
+
+
+async def test_a_field_that_stands_twice(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    sent: list[Any] = [("image", PNG), ("prompt", (None, b"a")), ("prompt", (None, b"b")), ("model", (None, b"x"))]
+    response = await client.post(EDIT, files=sent)
+    error = problem(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_value", "prompt")
     assert gateway.requests == []
 
 
