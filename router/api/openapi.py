@@ -117,7 +117,7 @@ def _images(name: str, summary: str, bodies: dict[str, str], *, stream: bool = T
             "name": "Idempotency-Key",
             "in": "header",
             "description": "Sent again with the same body, the first result comes back and costs nothing.",
-            "schema": {"type": "string", "maxLength": 255},
+            "schema": {"type": "string"},
         },
     ]
     operation["requestBody"] = {
