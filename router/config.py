@@ -130,6 +130,7 @@ def _provider(
         concurrency=section.integer("concurrency", 0) or None,
         timeout_s=section.number_or("timeout_s", 120.0, least=1.0),
         billing=billing,
+        auth=(header, section.text_or("auth_prefix", "")) if (header := section.text("auth_header")) else None,
     )
     disabled = section.flag("disabled")
     section.done()

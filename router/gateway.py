@@ -22,7 +22,7 @@ from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
 from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
-from router.offers import Offer, Offers, Order, route, used
+from router.offers import Offer, Offers, Order, auth_of, route, used
 from router.providers.base import Job, Partial
 from router.records import record
 from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
@@ -305,7 +305,7 @@ class Gateway:
             return self._transport.run(
                 offer.adapter.run(part, offer.target),
                 offer.provider,
-                offer.adapter.auth,
+                offer.auth,
                 timeout_s=timeout_s,
                 on_job=on_job,
                 on_partial=on_partial,
@@ -574,7 +574,7 @@ class Gateway:
                     self._transport.run(
                         adapter.resume(Job(job.job_id, job.state), None, target),
                         provider,
-                        adapter.auth,
+                        auth_of(provider, adapter),
                         timeout_s=provider.timeout_s,
                         resumed=True,
                     )

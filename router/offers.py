@@ -8,7 +8,7 @@ from typing import Any
 
 from pricing import MEGAPIXEL, Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
 from router.errors import Billed, ErrorKind, RequestError
-from router.providers.base import Adapter
+from router.providers.base import Adapter, Auth
 from router.records import record
 from router.routing import Candidate, RouteRequest
 from router.routing.catalog import Catalog
@@ -28,6 +28,15 @@ class Offer:
     price: Price | None  # None: no price in force
     quote: Quote | None
     expected: Expected
+
+    @property
+    def auth(self) -> Auth:
+        return auth_of(self.provider, self.adapter)
+
+
+def auth_of(provider: Provider, adapter: Adapter) -> Auth:
+    """How this provider takes its key: as its adapter says, unless the configuration says otherwise."""
+    return Auth(*provider.auth) if provider.auth is not None else adapter.auth
 
 
 @record

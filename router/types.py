@@ -177,6 +177,7 @@ class Provider:
     concurrency: int | None = None  # calls it takes at once, when known
     timeout_s: float = 120.0  # for one attempt
     billing: Mapping[str, str] = field(default_factory=dict)  # ErrorKind -> Billed: what failures cost here
+    auth: tuple[str, str] | None = None  # header and prefix of the key, where not the adapter's (Azure: api-key, "")
 
 
 @dataclass(frozen=True, slots=True)

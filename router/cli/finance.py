@@ -69,6 +69,8 @@ def report(
         sys.exit(2)
     if form == "table":
         out.print(_plain_table(dicts) if settings is not None else report_table(by, rows))
+        if unpriced := sum(row.unpriced for row in rows):
+            out.print(f"{unpriced} attempts had no price in force: their money is missing from these sums.")
         if open_rows:
             out.print(f"{len(open_rows)} attempts are unsettled; they count at their estimate until evidence comes.")
         return

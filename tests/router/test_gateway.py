@@ -108,6 +108,7 @@ class Wire:
     async def run(self, flow, provider, auth, *, timeout_s, on_job=None, on_partial=None, resumed=False) -> Ran:
         flow.close()
         self.sent.append(provider.name)
+        self.auth = auth
         self.before(provider.name)
         queue = self.answers.get(provider.name) or [made((1024, 1024))]
         answer = queue.pop(0) if len(queue) > 1 else queue[0]
@@ -293,6 +294,17 @@ async def test_a_contracts_discount_is_booked_beside_the_list_price(tmp_path):
         with Reports(house.url) as reports:
             [row] = reports.costs("provider")
         assert (row.cost_nanos, row.list_nanos) == (7_000_000, 8_000_000)
+
+
+async def test_a_compatible_host_may_take_its_key_in_another_header(tmp_path):
+    azure = CONFIG.replace(
+        "  openai: {prices: openai}", '  openai: {prices: openai, auth_header: api-key, auth_prefix: ""}'
+    )
+    async with House(tmp_path, azure) as house:
+        await house.run(ask("gpt"))
+        assert (house.wire.auth.header, house.wire.auth.prefix) == ("api-key", "")
+        await house.run(ask("fal/flux"), Caller("other"))
+        assert (house.wire.auth.header, house.wire.auth.prefix) == ("Authorization", "Key ")
 
 
 TERMS = """
