@@ -45,11 +45,13 @@ class Breaker:
         "run",
         "state",
         "until",
+        "watched",
     )
 
     def __init__(self, settings: RoutingSettings, random: random_module.Random) -> None:
         self._settings = settings
         self._random = random
+        self.watched = False  # something may be in the way: without this there is nothing to check
         self.state = CLOSED
         self.reason: str | None = None  # why it was last opened
         self.until = 0.0  # end of the pause
@@ -83,6 +85,7 @@ class Breaker:
         if busy >= self.cap:
             return "full", None
         if self.state == CLOSED:
+            self.watched = not math.isinf(self.cap)
             return None, None
         if self.state == OPEN and now < self.until:
             return f"ejected: {self.reason}", self.until
@@ -114,6 +117,7 @@ class Breaker:
         s = self._settings
         pause = min(s.open_cap_s, s.open_s * 2.0 ** min(self.level, 20))
         self.state, self.reason, self.changed = OPEN, reason, now
+        self.watched = True
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
 
@@ -150,6 +154,7 @@ class Breaker:
         s = self._settings
         self.cap = max(1.0, math.floor(min(self.cap, float(self.in_flight)) * s.cap_backoff))
         self._served = 0
+        self.watched = True
         if retry_after_s is not None:
             self.limited_until = max(self.limited_until, now + min(retry_after_s, s.retry_after_cap_s))
         if probe:
@@ -158,6 +163,12 @@ class Breaker:
     def blocked(self, now: float) -> None:
         """Our credential, credit or quota was refused."""
         self.blocked_until = now + self._settings.blocked_s
+        self.watched = True
+
+    def drain(self, out: bool) -> None:
+        """The operator's hand: take it out, or let it in again."""
+        self.drained = out
+        self.watched = True
 
     def told(self, now: float) -> dict[str, Any]:
         """What other replicas should know: the gates that are or were just closed, with their age. Empty if nothing."""
@@ -178,5 +189,6 @@ class Breaker:
             if now - age > self.changed and self.probing is None:
                 self.state, self.reason = CLOSED if closed else OPEN, reason
                 self.until, self.level, self.changed = now + pause, level, now - age
+        self.watched = True
         self.limited_until = max(self.limited_until, now + gate.get("limited_s", 0.0))
         self.blocked_until = max(self.blocked_until, now + gate.get("blocked_s", 0.0))

@@ -9,7 +9,8 @@ from router.routing.settings import RoutingSettings
 RATE_S = 600.0  # the rate of requests is taken over this
 SPEND_S = 3600.0  # spend and waste fade over this
 CREDIT = 2.0  # looks that can be saved up
-DEBT = -2.0  # looks that following up a surprise may run ahead
+DEBT = -2.0  # looks that may be taken ahead
+TOLL = 0.05  # of what a request costs, for the first look; doubles with every look that is used up
 
 
 class Budget:
@@ -40,6 +41,14 @@ class Budget:
 
     def chosen(self, cost: float) -> None:
         self.typical += (cost - self.typical) * max(0.01, 1.0 / max(self._count, 1))
+
+    @property
+    def toll(self) -> float:
+        """Nanos that a look must bring beyond its cost: more and more as the credit is used up, so that the few looks
+        there are go where they tell most. Infinite when there are none."""
+        if self.credit < DEBT:
+            return math.inf
+        return TOLL * self.typical * (math.exp2(CREDIT - self.credit) - 1.0)
 
     def look(self) -> None:
         self.credit = max(self.credit - 1.0, DEBT - 1.0)

@@ -219,7 +219,7 @@ def _record(decision: Decision, ranked: Sequence[Row]) -> dict[str, Any]:
         "chosen": decision.target,
         "mode": decision.mode,
         "at": decision.at,
-        "ask": {key: value for key, value in asdict(decision.ask).items() if value not in (None, ())},
+        "ask": {key: value for key, value in asdict(decision.ask).items() if value not in (None, (), math.inf)},
     }
     if decision.retry_after_s is not None:
         head["retry_after_s"] = round(decision.retry_after_s, 3)
@@ -253,7 +253,6 @@ def replay(record: Mapping[str, Any]) -> tuple[str | None, str]:
     """The (target, mode) that follows from a record: the same code over the same numbers."""
     ask = dict(record["ask"])
     ask["order"] = tuple(ask.get("order", ()))
-    for name in ("session", "draw"):
-        ask.setdefault(name, None)
+    ask = dict[str, Any](session=None, draw=None, toll=math.inf) | ask
     row, mode = pick([_row_from(entry) for entry in record["candidates"]], Ask(**ask))
     return (row.target if row is not None else None), mode

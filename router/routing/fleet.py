@@ -63,7 +63,6 @@ class Fleet:
         target = flight.arm.target
         flight.probe = self.breakers[target].started(attempt_id)
         flight.arm.flights[attempt_id] = flight
-        flight.arm.touch()
         provider = self._providers[target]
         self.in_flight[provider] = self.in_flight.get(provider, 0) + 1
 
@@ -104,7 +103,7 @@ class Fleet:
                 "success_low": round(low, 5),
                 "success_high": round(high, 5),
                 "samples": round(n, 2),
-                "age_s": round(now - arm.seen, 1) if arm.seen is not None else None,
+                "age_s": round(now - arm.seen, 1) if arm.seen > -math.inf else None,
                 "changed": arm.pace.shift is not None,
                 "in_flight": len(arm.flights),
                 "in_flight_elsewhere": breaker.elsewhere,
@@ -134,7 +133,7 @@ class Fleet:
         for operation, arm in self._every():
             sums = arm.told()
             if any(sums):
-                seen = now - arm.seen if arm.seen is not None else None
+                seen = now - arm.seen if arm.seen > -math.inf else None
                 told = {"operation": operation, "target": arm.target, "provider": self._providers[arm.target]}
                 arms.append(told | {"sums": sums, "shift": arm.pace.shift, "seen_s": seen})
         gates: dict[str, dict[str, Any]] = {}
@@ -151,8 +150,7 @@ class Fleet:
             return
         for told in delta["arms"]:
             arm = self.arm(told["operation"], told["target"], told["provider"])
-            mine = now - arm.seen if arm.seen is not None else math.inf
-            if told["seen_s"] is not None and told["seen_s"] < mine:
+            if told["seen_s"] is not None and told["seen_s"] < now - arm.seen:
                 arm.pace.told_shift(told["shift"], now)
             arm.absorb(told["sums"], now, told["seen_s"])
         for target, gate in delta["gates"].items():

@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from router.routing.breaker import PROBE
 
 SQRT_HALF = math.sqrt(0.5)
-FENCE = 2.5  # what costs more than this many times the best is not worth a look even if it were well
-LEAST_COST = 0.005  # of a look, as a share of the best index
-LITTLE_KNOWN = 0.1  # log-seconds of uncertainty from which a look may pay for that alone
-FOLLOW = 0.1  # probability of a lasting gain from which it is followed up on credit
+LITTLE_KNOWN = 0.2  # log-seconds of uncertainty from which a look may pay for that alone
 PANIC = ("ejected", PROBE, "full", "blocked")  # what is used when nothing else is left, the mildest reason first
 BY_SHARE = ("weighted", "priority")  # presets that draw by weight
 
@@ -115,8 +112,7 @@ class Ask:
     session: str | None  # target of the caller's session
     stay: float  # how much more, as a share, the session's target may cost
     draw: float | None  # uniform random number, where the choice needs one
-    explore: bool  # a look at something else is affordable
-    follow: bool  # ... if only to follow up a surprise
+    toll: float  # nanos that a look costs beyond its own cost; infinite if none is affordable
     optimism: float  # standard deviations by which a pace may be better than it seems
     typical: float  # nanos: the running mean of the index; a look is cheaper on a smaller request
     rate: float  # requests per second of this model
@@ -180,53 +176,44 @@ def _look(rows: Sequence[Row], ask: Ask, best: Row) -> Row | None:
     since the last one, exceeds what the look costs: the interval that makes the sum of both least.
     """
     found: Row | None = None
-    most = best.index / ask.typical if ask.typical > 0.0 else 1.0
-    may = ask.explore, ask.explore or ask.follow
+    most = 0.0
+    typical = ask.typical / best.index if ask.typical > 0.0 else 1.0  # later requests, in units of this one
     for row in rows:
-        if row is best or (row.why is not None and row.why != PROBE):
+        if row is best:
             continue
         if row.why == PROBE:
-            worth = _probe(row, ask, best.index)
-        elif row.in_flight or not may[row.doubt > FOLLOW]:
+            loss = _trouble_over(row, ask, best.index, row.well_p)
+            cost = row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure
+            if row.unseen_s > ask.probe_every_s and loss > 0.0:
+                loss = math.inf
+        elif row.why is not None or row.in_flight or math.isinf(ask.toll):
             continue
-        elif row.well_s < row.mean_s:
-            worth = _recovery(row, ask, best.index)
         else:
-            worth = _change(row, ask, best.index)
-        if worth > most:
-            found, most = row, worth
+            cost = row.index - best.index + ask.toll
+            changed = row.well_s < row.mean_s
+            loss = _trouble_over(row, ask, best.index, row.p) if changed else _faster(row, ask, best.index)
+        if loss * typical - cost > most:
+            found, most = row, loss * typical - cost
     return found
 
 
-def _probe(row: Row, ask: Ask, best: float) -> float:
-    """Loss of not probing an ejected target, in units of the probe's cost."""
-    cost = row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure
-    well = _index(ask, row, row.well_p, row.well_s)
-    if row.unseen_s > ask.probe_every_s and well < best * FENCE:
-        return math.inf
-    unseen = row.unseen_s
-    return ask.rate * (best - well) * unseen * unseen * 0.5 / ask.recover_every_s / max(cost, 1.0)
+def _trouble_over(row: Row, ask: Ask, best: float, p: float) -> float:
+    """Nanos lost by now by not looking whether a target that failed or became slow is itself again."""
+    saves = best - _index(ask, row, p, row.well_s)
+    return ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
 
 
-def _recovery(row: Row, ask: Ask, best: float) -> float:
-    """Loss of not looking whether a target that became slow is itself again, in units of the look's cost."""
-    unseen = row.unseen_s
-    loss = ask.rate * (best - _index(ask, row, row.p, row.well_s)) * unseen * unseen * 0.5 / ask.recover_every_s
-    return loss / max(row.index - best, LEAST_COST * best)
-
-
-def _change(row: Row, ask: Ask, best: float) -> float:
-    """Loss of not looking at a target that may have become faster, or is little known, in units of the look's cost."""
+def _faster(row: Row, ask: Ask, best: float) -> float:
+    """Nanos lost by now by not looking whether a target has become faster, or is than its few samples say."""
     strike = best - row.price
     waiting = ask.value_of_time * row.mean_s
     if strike <= 0.0 or waiting <= 0.0:
         return 0.0
     unseen = min(row.unseen_s, ask.change_every_s)
-    changed = row.doubt + 0.5 * unseen / ask.change_every_s
-    saves = changed * _put(strike, waiting, ask.change_size)
+    saves = (row.doubt + 0.5 * unseen / ask.change_every_s) * _put(strike, waiting, ask.change_size)
     if row.sd > LITTLE_KNOWN:
         saves += _put(strike, waiting, row.sd)
-    return ask.rate * unseen * saves / max(row.index - best, LEAST_COST * best)
+    return ask.rate * unseen * saves
 
 
 def _put(strike: float, waiting: float, sd: float) -> float:

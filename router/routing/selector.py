@@ -16,7 +16,7 @@ from typing import Any
 
 from router.errors import Billed, ErrorKind
 from router.routing.breaker import CLOSED, PROBE, STUCK
-from router.routing.budget import DEBT, Budget
+from router.routing.budget import Budget
 from router.routing.constraints import constrain, constrains
 from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
@@ -25,13 +25,14 @@ from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
 from router.routing.request import Candidate, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
 from router.routing.stats import Arm, Flight
-from router.routing.work import Work
+from router.routing.work import SizeLaw, Work
 
 NANOS = 1e9
 SESSION_S = 900.0
 SESSIONS = 10_000
 SURE_IN_TIME = 3.0  # standard deviations between the median and the limit from which the limit does not matter
 BILL_SAMPLES = 2.0  # what the stated billing facts count as
+FAIL_SAMPLES = 2.0  # what an unknown failure's duration counts as
 PROBE_STUCK = 0.5  # that a probe of a target that hung will hang as well
 RETRIES = 3.0  # of the same target that can be saved up
 
@@ -77,7 +78,6 @@ class Selector:
         rows = self._rows(request, now, tried, elapsed_s)
         if constrains(preferences):
             constrain(request, rows, tried)
-        free = first and not preferences.order
         ask = Ask(
             request.model,
             request.operation,
@@ -91,8 +91,7 @@ class Selector:
             self._session(request, now) if first and request.session is not None else None,
             s.sticky,
             self._random.random() if name in BY_SHARE else None,
-            free and budget.credit >= 1.0,
-            free and budget.credit >= DEBT,
+            budget.toll if first and not preferences.order else math.inf,
             s.optimism,
             budget.typical,
             budget.rate,
@@ -125,6 +124,8 @@ class Selector:
         concurrency = self.settings.concurrency
         left_s = math.inf if request.deadline_s is None else max(request.deadline_s - elapsed_s, 1e-3)
         peers: float | None = None
+        law: SizeLaw | None = None
+        load = limit_s = ln_limit = 0.0
         rows: list[Row] = []
         for candidate in request.candidates:
             target = candidate.target
@@ -143,11 +144,17 @@ class Selector:
                 if peers is None:
                     peers = fleet.median_pace(request.operation, m)
                 m = peers
-            ln_median = m + arm.law.load(work)
+            if arm.law is not law:
+                law = arm.law
+                load = law.load(work)
+            ln_median = m + load
             mean_s = math.exp(ln_median + 0.5 * sigma * sigma)
-            fail_s = arm.mean_fail_s(mean_s)
-            limit_s = min(candidate.limit_s, left_s)
-            z = (math.log(limit_s) - ln_median) / sigma
+            # A failure takes as long as the recent ones did, or as a success would.
+            fail_s = (FAIL_SAMPLES * mean_s + arm.fail_s) / (FAIL_SAMPLES + arm.failures)
+            if limit_s != min(candidate.limit_s, left_s):
+                limit_s = min(candidate.limit_s, left_s)
+                ln_limit = math.log(limit_s)
+            z = (ln_limit - ln_median) / sigma
             if z < SURE_IN_TIME:
                 # Some would be too slow: they end at the limit as failures, and the successes are the quicker ones.
                 in_time = max(normal_cdf(z), 1e-3)
@@ -160,10 +167,12 @@ class Selector:
                 why: str | None = candidate.excluded
             elif target in tried:
                 why = "tried"
-            else:
-                why, until = breaker.check(now, concurrency.get(target, math.inf) if concurrency else math.inf)
-                if why is None and concurrency and self._provider_full(candidate.provider):
+            elif concurrency or breaker.watched:
+                why, until = breaker.check(now, concurrency.get(target, math.inf))
+                if why is None and self._provider_full(candidate.provider):
                     why = "limit"
+            else:
+                why = None
             billed = arm.bills
             row = Row(
                 target,
@@ -177,7 +186,7 @@ class Selector:
                 sigma,
                 pace.sd,
                 arm.successes + arm.failures,
-                arm.unseen_s(now),
+                now - arm.seen,
                 pace.doubt,
                 breaker.in_flight,
                 why,
@@ -371,10 +380,10 @@ class Selector:
 
     def drain(self, target: str) -> None:
         """Take a target out by hand; running attempts go on."""
-        self._fleet.breaker(target).drained = True
+        self._fleet.breaker(target).drain(True)
 
     def undrain(self, target: str) -> None:
-        self._fleet.breaker(target).drained = False
+        self._fleet.breaker(target).drain(False)
 
     def warm(self, samples: Iterable[Sample]) -> None:
         """Learn from past attempts, oldest first, so that a restart does not forget."""

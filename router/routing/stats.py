@@ -27,6 +27,7 @@ DEFAULT_SUCCESS = 0.98
 LEAST_SIGMA = 0.08
 PRIOR_SAMPLES = 5.0  # what a configured p50 counts as
 STALLS, STALL_SAMPLES = 0.001, 100.0  # share of calls that hang, until learnt, and how firmly that is believed
+FRESH_S, FRESH = 0.5, 0.1  # estimates are good for so many seconds, and for this share of a call
 DRIFT = 1.5  # the change, in standard deviations, that runs of odd samples are summed up for
 NO_RUN = (0.0, 0.0, 0.0, 0.0, 0.0)
 STEADY = 10.0  # long-run samples before a change can be told from learning
@@ -63,6 +64,7 @@ class Pace:
         "n",
         "out",
         "quiet",
+        "sd",
         "shift",
         "sigma",
         "var",
@@ -78,6 +80,7 @@ class Pace:
         self.sigma = max(LEAST_SIGMA, math.log(p95 / p50) / Z95) if p50 and p95 else DEFAULT_SIGMA
         self.var = self.sigma * self.sigma
         self.weight = PRIOR_SAMPLES if p50 else 0.0  # samples behind mu
+        self.sd = self.sigma / math.sqrt(self.weight + 1.0)  # standard deviation of mu
         self.n = 0.0  # recent samples, and their sum
         self.y = 0.0
         self.shift: float | None = None  # by how much the pace has left the long run, where it has
@@ -93,15 +96,11 @@ class Pace:
         self.m = self.mu  # the estimate
         self.quiet = self.mu  # the estimate without the calls that are running
 
-    @property
-    def sd(self) -> float:
-        """Standard deviation of the long-run pace."""
-        return self.sigma / math.sqrt(self.weight + 1.0)
-
     def adopt(self, m: float) -> None:
         """Nothing is known of this target: begin with what its peers do, as one sample."""
         self.mu = self.m = self.quiet = m
         self.weight = 1.0
+        self.sd = self.sigma * SQRT_HALF
 
     def estimate(self, hazards: float, information: float, now: float) -> None:
         """Set ``m``, given the sums over the running calls of hazard and information (both around ``quiet``)."""
@@ -135,7 +134,8 @@ class Pace:
         if self.weight == 0.0:
             self.adopt(y)
         error = y - self.quiet
-        self._suspect(error / self.sigma, unseen_s)
+        if self.weight >= STEADY:
+            self._suspect(error / self.sigma, unseen_s)
         # One sample far off is an outlier; two in a row on the same side are news.
         bound = max(3.0 * self.sigma, 1.0)
         sign = (error > bound) - (error < -bound)
@@ -158,6 +158,7 @@ class Pace:
         fair = believed / (believed + 1.0)  # the error's variance holds the estimate's own
         self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * step / (self.weight + PRIOR_SAMPLES)
         self.sigma = max(LEAST_SIGMA, math.sqrt(self.var))
+        self.sd = self.sigma / math.sqrt(self.weight + 1.0)
         if self.weight >= STEADY and self.shift is None:
             self._drift(z, y, step, now)
         return None if sign else error * fair
@@ -183,11 +184,9 @@ class Pace:
         """Update ``doubt``: it grows while the target is not heard of, and with a fast answer."""
         s = self._settings
         prior = min(self.doubt + (1.0 - self.doubt) * unseen_s / s.change_every_s, 0.9)
-        spread = s.change_size**2 / self.var
-        share = spread / (1.0 + spread)
-        faster = math.erfc(z * math.sqrt(0.5 * share))  # twice the normal tail: changes for the better alone
-        odds = prior / (1.0 - prior) * faster * math.exp(min(0.5 * z * z * share, 50.0)) / math.sqrt(1.0 + spread)
-        self.doubt = odds / (1.0 + odds)
+        size = s.change_size / self.sigma
+        says = size * (z + 0.5 * size)
+        self.doubt = prior / (prior + (1.0 - prior) * math.exp(min(max(says, -50.0), 50.0)))
 
     def _drift(self, z: float, y: float, step: float, now: float) -> None:
         """Sum up what speaks for a change in either direction, however slowly the samples come (CUSUM)."""
@@ -281,7 +280,7 @@ class Arm:
         self._settings = settings
         self.p_long = min(max(success, 0.02), 0.999) if success is not None else DEFAULT_SUCCESS
         self.n = 0.0  # long-run outcomes
-        self.seen: float | None = None  # when it was last heard of
+        self.seen = -math.inf  # when it was last heard of
         self.successes = 0.0  # recent ones
         self.failures = 0.0
         self.fail_s = 0.0  # the recent failures' seconds, summed
@@ -331,18 +330,11 @@ class Arm:
         pace.estimate(hazards, information, now)
         good = s.success_strength * self.p_long + self.successes
         self.p = max(0.02, good / (s.success_strength + self.successes + self.failures + stuck))
-        self._fresh_until = now + min(0.25, 0.05 * math.exp(pace.m))
+        self._fresh_until = now + min(FRESH_S, FRESH * math.exp(pace.m))
 
     def touch(self) -> None:
         """Something changed: the next refresh computes anew."""
         self._fresh_until = -math.inf
-
-    def mean_fail_s(self, mean_s: float) -> float:
-        """Expected seconds of a failure: of the recent ones, else as long as a success."""
-        return (2.0 * mean_s + self.fail_s) / (2.0 + self.failures)
-
-    def unseen_s(self, now: float) -> float:
-        return now - self.seen if self.seen is not None else math.inf
 
     # -- learning
 
@@ -352,7 +344,7 @@ class Arm:
         step = self._step(now)
         y = math.log(max(latency_s, 1e-4)) - self.law.load(work)
         known = pace.weight >= 1.0
-        error = pace.learn(y, step, now - self.seen if self.seen is not None else 0.0, now)
+        error = pace.learn(y, step, now - self.seen, now)
         if known and error is not None:
             self.law.learn(error, pace.var, work)
         self.successes += 1.0
@@ -433,7 +425,7 @@ class Arm:
             self.n = min(self.n + outcomes, self._settings.memory)
             self.p_long += (good / outcomes - self.p_long) * outcomes / (self.n + 10.0)
         if seen_s is not None:
-            self.seen = max(self.seen if self.seen is not None else -math.inf, now - seen_s)
+            self.seen = max(self.seen, now - seen_s)
         self._fresh_until = -math.inf
 
     def _age(self, now: float) -> None:
