@@ -1,10 +1,10 @@
-"""The discrete-event engine: virtual time, no sleeping. It plays the gateway's part for whichever policy is under test."""
+"""The discrete-event engine: virtual time, no sleeping. It plays the gateway's part for the policy under test."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tests.simulation.world import ATTEMPT_LIMIT_S, END_S, WARM_UP_S, Law, Provider, Regime, Request, Scenario, requests
@@ -35,6 +35,9 @@ class Policy(Protocol):
 
     def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None: ...
 
+    def rescue_s(self, request: Request) -> float | None:
+        """Seconds after which a second provider is asked beside the one just chosen; None: never."""
+
 
 @dataclass(slots=True)
 class World:
@@ -60,8 +63,9 @@ class Run:
     wasted: float = 0.0
     answered: int = 0  # requests that were not refused
     delivered: int = 0
+    rescues: int = 0
     limited: int = 0  # requests that met a 429
-    loss: dict[str,float]=field(default_factory=dict)
+    loss: dict[str, float] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
     firsts: list[tuple[float, int]] = field(default_factory=list)  # every first pick, the warm-up's too
     modes: dict[str, int] = field(default_factory=dict)
@@ -118,6 +122,8 @@ def run(scenario: Scenario, policy: Policy, world: World, arrivals: list[Request
         nonlocal serial
         index, wait = policy.choose(request, now)
         if index is None:
+            if request.running:
+                return  # a rescue with nowhere to go
             if wait is None or request.waits >= PATIENCE or wait > ATTEMPT_LIMIT_S:
                 finish(request, now, "lost")
                 return
@@ -127,37 +133,54 @@ def run(scenario: Scenario, policy: Policy, world: World, arrivals: list[Request
             return
         if not request.tried:
             result.firsts.append((now, index))
-        end = outcome(
-            scenario.providers[index], regimes[index].at(now), request, index, scenario.law, in_flight[index]
-        )
+        end = outcome(scenario.providers[index], regimes[index].at(now), request, index, scenario.law, in_flight[index])
+        rescue = policy.rescue_s(request) if len(request.tried) < ATTEMPTS - 1 else None
         request.tried.append(index)
         in_flight[index] += 1
         serial += 1
         policy.started(serial, index, request, now)
+        request.running[serial] = index, end
         heapq.heappush(events, (now + end.seconds, serial, "end", (request, index, end)))
+        if rescue is not None and rescue < end.seconds:
+            heapq.heappush(events, (now + rescue, serial, "rescue", (request,)))
+
+    def ended(request: Request, number: int, index: int, end: End, now: float) -> None:
+        del request.running[number]
+        in_flight[index] -= 1
+        policy.ended(number, index, request, end, now)
+        request.spent += end.dollars
+        if request.at >= WARM_UP_S:
+            if end.kind == "rate_limited":
+                result.limited += 1
+            elif end.kind != "success":
+                result.wasted += end.dollars
 
     while events:
         now, number, what, data = heapq.heappop(events)
         world.now = now
         request = data[0]
-        if what == "end":
+        if what == "arrive":
+            attempt(request, now)
+        elif number not in request.running:
+            continue  # cancelled meanwhile
+        elif what == "rescue":
+            if len(request.running) == 1 and len(request.tried) < ATTEMPTS:
+                result.rescues += 1
+                attempt(request, now)
+        else:
             _, index, end = data
-            in_flight[index] -= 1
-            policy.ended(number, index, request, end, now)
-            request.spent += end.dollars
-            if request.at >= WARM_UP_S:
-                if end.kind == "rate_limited":
-                    result.limited += 1
-                elif end.kind != "success":
-                    result.wasted += end.dollars
+            ended(request, number, index, end, now)
             if end.kind in ("success", "refused"):
+                # The other copy, if there is one, is cancelled. What it would have been billed, it is billed.
+                for other, (loser, would) in list(request.running.items()):
+                    ended(request, other, loser, replace(would, kind="cancelled"), now)
                 finish(request, now, end.kind)
+            elif request.running:
+                continue
             elif len(request.tried) >= ATTEMPTS:
                 finish(request, now, "lost")
             else:
                 attempt(request, now)
-        else:
-            attempt(request, now)
     return result
 
 

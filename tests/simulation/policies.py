@@ -54,6 +54,7 @@ class SelectorPolicy:
         tried = [self._names[i] for i in request.tried]
         decision = self.selector.choose(self._request(request), now, tried)
         self.lastmode = decision.mode
+        self.decision = decision
         if not tried:
             self.modes[decision.mode] = self.modes.get(decision.mode, 0) + 1
         if decision.target is None:
@@ -65,6 +66,9 @@ class SelectorPolicy:
 
     def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None:
         self.selector.on_end(str(attempt), to_outcome(end), now)
+
+    def rescue_s(self, request: Request) -> float | None:
+        return self.selector.rescue_after(self.decision, self.world.now)
 
 
 def to_outcome(end: End) -> Outcome:
@@ -78,6 +82,8 @@ def to_outcome(end: End) -> Outcome:
             return Outcome.failure(timed_out=True)
         case "rate_limited":
             return Outcome.rate_limited(end.retry_after_s)
+        case "cancelled":
+            return Outcome.cancelled()
     return Outcome.neutral()
 
 
@@ -121,6 +127,9 @@ class _Shared:
 
     def learn(self, provider: int, request: Request, end: End, seconds: float) -> None: ...
 
+    def rescue_s(self, request: Request) -> float | None:
+        return None
+
 
 class RoundRobin(_Shared):
     turn = -1
@@ -143,7 +152,7 @@ class LowestCost(_Shared):
 
 
 class MeanOfTen(_Shared):
-    """The lowest mean of the last ten raw seconds; never used counts as 0, a timeout as 1000 s, other failures as nothing."""
+    """The lowest mean of the last ten raw seconds; unused counts as 0, a timeout as 1000 s, other failures as nothing."""
 
     def __init__(self, world: World, seed: int, value_of_time: float) -> None:
         super().__init__(world, seed, value_of_time)

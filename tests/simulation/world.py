@@ -189,6 +189,7 @@ class Request:
     refused: bool
     luck: tuple[Luck, ...]
     tried: list[int] = field(default_factory=list)
+    running: dict[int, tuple[int, object]] = field(default_factory=dict)
     spent: float = 0.0
     waits: int = 0
     lent: object = None  # a policy may keep its own view of the request here
