@@ -321,7 +321,13 @@ def _form_field(name: str) -> Json | None:
     if name in fields.WORDS:
         return {"enum": ["", *fields.WORDS[name]]}
     schema = {"type": _TYPES[kind]} | _bounds(name)
-    return schema if name == "prompt" else {"anyOf": [schema, {"const": ""}]}
+    if name == "prompt":
+        return schema
+    if kind is not fields.TEXT:
+        return {"anyOf": [schema, {"const": ""}]}
+    if "pattern" in schema:
+        schema["pattern"] = f"^$|{schema['pattern']}"
+    return schema | ({"minLength": 0} if "minLength" in schema else {})
 
 
 def _bounds(name: str) -> Json:
