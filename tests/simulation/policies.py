@@ -152,7 +152,7 @@ class LowestCost(_Shared):
 
 
 class MeanOfTen(_Shared):
-    """The lowest mean of the last ten raw seconds; unused counts as 0, a timeout as 1000 s, other failures as nothing."""
+    """The lowest mean of the last ten raw seconds; unused counts as 0, a timeout as 1000 s, other failures as none."""
 
     def __init__(self, world: World, seed: int, value_of_time: float) -> None:
         super().__init__(world, seed, value_of_time)
