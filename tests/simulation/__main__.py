@@ -27,6 +27,7 @@ POLICIES: dict[str, Make] = {
 
 def cost(scenario: Scenario, make: Make, per_minute: float, seed: int, value_of_time: float) -> float:
     """General cost of one run; all policies meet the same requests and the same luck."""
+    scenario = scenario.seeded(seed)
     world = World(scenario, [0] * len(scenario.providers))
     policy = make(world, seed, value_of_time)
     return run(scenario, policy, world, requests(scenario, per_minute, seed), value_of_time).cost
