@@ -21,6 +21,7 @@ LOW_SUCCESS = "low success"
 PROBE = "probe"
 CLAIM_S = 5.0  # a probe that was handed out has this long to start
 RARE = 0.01  # a run of failures is surprising when chance would make it less often than this
+PROVEN, PROVEN_FADES = 4.0, 0.001  # calls at once that anybody can serve; what was proven fades by this per success
 ALWAYS_BAD = 12  # ... and after so many in any case
 
 
@@ -41,6 +42,7 @@ class Breaker:
         "level",
         "limited_until",
         "probing",
+        "proven",
         "reason",
         "run",
         "state",
@@ -67,6 +69,7 @@ class Breaker:
         self.elsewhere = 0  # in flight at other replicas
         self.cap = math.inf  # calls at once, learnt from refusals
         self._served = 0  # successes since the cap last moved
+        self.proven = PROVEN  # calls at once that it has been seen to answer
 
     def check(self, now: float, limit: float) -> tuple[str | None, float | None]:
         """Why the target is out (None: it is in; ``probe``: due for one), and until when if that is known.
@@ -121,9 +124,11 @@ class Breaker:
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
 
-    def succeeded(self, probe: bool, now: float) -> float | None:
-        """A success. If it ends an ejection: the share of the recent failures that still counts, else None."""
+    def succeeded(self, probe: bool, busy: int, now: float) -> float | None:
+        """A success of a call that left as one of ``busy``. If it ends an ejection: the share of the recent failures
+        that still counts, else None."""
         self.run = 0
+        self.proven = max(float(busy), self.proven + (PROVEN - self.proven) * PROVEN_FADES)
         self._served += 1
         if self._served >= self.cap:
             self.cap += 1.0

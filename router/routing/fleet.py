@@ -61,7 +61,9 @@ class Fleet:
 
     def started(self, flight: Flight, attempt_id: str) -> None:
         target = flight.arm.target
-        flight.probe = self.breakers[target].started(attempt_id)
+        breaker = self.breakers[target]
+        flight.probe = breaker.started(attempt_id)
+        flight.busy = breaker.in_flight
         flight.arm.flights[attempt_id] = flight
         provider = self._providers[target]
         self.in_flight[provider] = self.in_flight.get(provider, 0) + 1

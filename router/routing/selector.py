@@ -162,6 +162,10 @@ class Selector:
                 lost_s = (1.0 - p) * fail_s + p * (1.0 - in_time) * limit_s
                 p *= in_time
                 fail_s = lost_s / (1.0 - p)
+            crowd = breaker.in_flight + breaker.elsewhere + 1
+            if crowd > breaker.proven:
+                # Nobody knows whether it can do so many at once: reckon with up to twice the time.
+                mean_s *= min(crowd / breaker.proven, 2.0)
             until: float | None = None
             if candidate.excluded is not None:
                 why: str | None = candidate.excluded
@@ -260,7 +264,7 @@ class Selector:
         cost = outcome.cost_nanos
         match outcome.result:
             case Result.SUCCESS:
-                keep = breaker.succeeded(flight.probe, now)
+                keep = breaker.succeeded(flight.probe, flight.busy, now)
                 if keep is not None:
                     arm.recovered(keep)
                 arm.on_success(seconds, flight.work, flight.start, now)

@@ -28,6 +28,8 @@ LEAST_SIGMA = 0.08
 PRIOR_SAMPLES = 5.0  # what a configured p50 counts as
 STALLS, STALL_SAMPLES = 0.001, 100.0  # share of calls that hang, until learnt, and how firmly that is believed
 FRESH_S, FRESH = 0.5, 0.1  # estimates are good for so many seconds, and for this share of a call
+MATERIAL = 0.3  # log-seconds: a smaller change is followed, but not held on to
+PLENTY = 3.0  # recent samples that need no help from what was held on to
 DRIFT = 1.5  # the change, in standard deviations, that runs of odd samples are summed up for
 NO_RUN = (0.0, 0.0, 0.0, 0.0, 0.0)
 STEADY = 10.0  # long-run samples before a change can be told from learning
@@ -117,10 +119,12 @@ class Pace:
             odds = s.change_odds * math.exp(min(0.5 * z2 * spread / (1.0 + spread), 50.0)) / math.sqrt(1.0 + spread)
             changed = odds / (1.0 + odds)
             shift = dev / (min(s.changed_strength, known) + n)
-            if changed > 0.5:
+            if changed > 0.5 and abs(shift) > MATERIAL:
                 if self.shift is None:
                     shift += self._latch(self._slower if shift > 0.0 else self._faster, now)
                 self.shift = shift
+            elif changed < 0.2 and self.n > PLENTY:
+                self.shift = None
             off += changed * (shift - off)
         if self.shift is not None and abs(self.shift) > abs(off):
             off = self.shift
@@ -231,7 +235,7 @@ class Pace:
 class Flight:
     """A call that is running."""
 
-    __slots__ = ("arm", "load", "model", "operation", "price", "probe", "start", "work")
+    __slots__ = ("arm", "busy", "load", "model", "operation", "price", "probe", "start", "work")
 
     def __init__(self, arm: Arm, start: float, work: Work, price: int, model: str, operation: str) -> None:
         self.arm = arm
@@ -242,6 +246,7 @@ class Flight:
         self.model = model
         self.operation = operation
         self.probe = False
+        self.busy = 1  # calls that its target had when it left, with this one
 
 
 class Arm:
@@ -390,9 +395,9 @@ class Arm:
         return stuck
 
     def ejected(self) -> None:
-        """A run of failures led to an ejection: that is one event, not news about the long run."""
+        """A run of failures led to an ejection: for the long run that is one event, not so many."""
         if self._calm is not None:
-            self.p_long = max(self.p_long, self._calm)
+            self.p_long = max(self.p_long, self._calm * (1.0 - 1.0 / (self.n + 10.0)))
 
     def recovered(self, keep: float) -> None:
         """It is back: what was seen while it was not says little about what comes next."""

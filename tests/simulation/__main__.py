@@ -1,65 +1,74 @@
-"""``python -m tests.simulation``: cost above the oracle's, in percent, of the router's selector and of what others do.
+"""``python -m tests.simulation``: the regret of every policy, what clients see, and the figures to reach.
 
-General cost is dollars of all attempts, plus the worth of the client's seconds, plus $0.05 for a request that is lost.
+--quick       few seeds (a minute)
+--ablation    what each part of the selector is worth
+--volumes     which tables, in requests per minute (20 2 200)
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 
-from router.routing import PRESETS, RoutingSettings
-from tests.simulation.engine import Policy, World, run
-from tests.simulation.policies import LowestCost, MeanOfTen, Oracle, PeakEwma, RoundRobin, SelectorPolicy, Weighted
-from tests.simulation.world import BY_NAME, SCENARIOS, Scenario, requests
-
-Make = Callable[[World, int, float], Policy]
-
-POLICIES: dict[str, Make] = {
-    "selector": lambda world, seed, value: SelectorPolicy(world, seed, value, RoutingSettings()),
-    "round robin": RoundRobin,
-    "weighted": Weighted,
-    "lowest cost": LowestCost,
-    "mean of ten": MeanOfTen,
-    "p2c ewma": PeakEwma,
-}
+from tests.simulation import figures
+from tests.simulation.figures import Lab, Line, Seeds
 
 
-def cost(scenario: Scenario, make: Make, per_minute: float, seed: int, value_of_time: float) -> float:
-    """General cost of one run; all policies meet the same requests and the same luck."""
-    scenario = scenario.seeded(seed)
-    world = World(scenario, [0] * len(scenario.providers))
-    policy = make(world, seed, value_of_time)
-    return run(scenario, policy, world, requests(scenario, per_minute, seed), value_of_time).cost
+def show(title: str, rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print(f"\n{title}\n")
+    for row in rows:
+        print("  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
 
 
-def regrets(scenario: Scenario, names: list[str], per_minute: float, seeds: int, value_of_time: float) -> list[float]:
-    """Percent above the oracle, over all seeds together."""
-    best = sum(cost(scenario, Oracle, per_minute, seed, value_of_time) for seed in range(seeds))
-    return [
-        100.0 * (sum(cost(scenario, POLICIES[n], per_minute, s, value_of_time) for s in range(seeds)) / best - 1.0)
-        for n in names
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few seeds")
+    parser.add_argument("--ablation", action="store_true", help="what each part of the selector is worth")
+    parser.add_argument("--volumes", type=int, nargs="*", default=[20, 2, 200], help="tables, in requests per minute")
+    args = parser.parse_args()
+    lab = Lab(progress)
+    seeds = Seeds(3, 6, 1) if args.quick else Seeds()
+    if args.ablation:
+        show(
+            f"What each part is worth: regret at 20 requests/min, {seeds.at_20} seeds, all scenarios",
+            figures.ablation(lab, range(seeds.at_20)),
+        )
+        return 0
+    for per_minute, count in ((20, seeds.at_20), (2, seeds.at_2), (200, seeds.at_200)):
+        if per_minute in args.volumes:
+            show(
+                f"Cost above the oracle in %, {per_minute} requests/min, balanced, {count} seeds (0 to {count - 1})",
+                figures.table(lab, per_minute, range(count)),
+            )
+    show(f"What clients see, 20 requests/min, {seeds.at_20} seeds", figures.service(lab, 20, range(seeds.at_20)))
+    lines: list[Line] = [
+        *figures.volume_lines(lab, seeds),
+        *figures.moment_lines(lab, seeds),
+        *figures.replica_lines(lab, seeds),
+        figures.burst_line(),
+        figures.outlier_line(),
+        figures.decision_line(),
+        figures.replay_line(),
     ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("scenarios", nargs="*", help=f"some of: {', '.join(BY_NAME)}")
-    parser.add_argument("--per-minute", type=float, default=20.0)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", action="append", choices=POLICIES, help="compare only these policies")
-    options = parser.parse_args()
-    names = options.only or list(POLICIES)
-    value = PRESETS["balanced"].value_of_time
-    chosen = [BY_NAME[name] for name in options.scenarios] or list(SCENARIOS)
-    print(f"{'% above the oracle':22}" + "".join(f"{name:>14}" for name in names))
-    rows = []
-    for scenario in chosen:
-        rows.append(regrets(scenario, names, options.per_minute, options.seeds, value))
-        print(f"{scenario.name:22}" + "".join(f"{value:14.1f}" for value in rows[-1]), flush=True)
-    means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
-    print(f"{'mean':22}" + "".join(f"{value:14.1f}" for value in means))
+    progress("")
+    show(
+        "Figures",
+        [
+            ["check", "asked", "reached", ""],
+            *([li.check, li.asked, li.reached, "ok" if li.ok else "MISSED"] for li in lines),
+        ],
+    )
+    missed = sum(not line.ok for line in lines)
+    print(f"\n{len(lines) - missed} of {len(lines)} reached")
+    return 0 if missed == 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,14 +6,15 @@ and a target that has just failed too often is left out for a while, as the peer
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from router.routing import Candidate, Outcome, RouteRequest, RoutingSettings, Selector
+from router.routing import Candidate, Decision, Outcome, RouteRequest, RoutingSettings, Selector
 from router.types import Preferences
-from tests.simulation.engine import MAYBE_BILLED, End, World
+from tests.simulation.engine import MAYBE_BILLED, End, Policy, World
 from tests.simulation.world import ATTEMPT_LIMIT_S, Request
 
 
@@ -21,20 +22,26 @@ class SelectorPolicy:
     """The router's policy code itself, driven as the gateway drives it."""
 
     def __init__(
-        self, world: World, seed: int, value_of_time: float, settings: RoutingSettings, preset: str | None = None
+        self,
+        world: World,
+        seed: int,
+        settings: RoutingSettings | None = None,
+        preset: str | None = None,
+        replica: str = "",
     ) -> None:
         self.world = world
-        self.selector = Selector(settings, {}, random.Random(seed))
+        self.selector = Selector(settings, {}, random.Random(seed), replica)
         self.preferences = Preferences(sort=preset)
-        self.modes: dict[str, int] = {}
-        self._names = [f"{p.name}/m" for p in world.scenario.providers]
+        self.mode = ""
+        self._decision: Decision | None = None
+        self._names = [f"{provider.name}/m" for provider in world.scenario.providers]
         self._index = {name: i for i, name in enumerate(self._names)}
 
     def _request(self, request: Request) -> RouteRequest:
-        world = self.world
-        lent = request.lent
-        if lent is None:
-            lent = request.lent = RouteRequest(
+        asked = request.lent
+        if asked is None:
+            world = self.world
+            asked = request.lent = RouteRequest(
                 "m",
                 "generate",
                 tuple(
@@ -44,19 +51,15 @@ class SelectorPolicy:
                 ),
                 request.images,
                 request.megapixels,
-                None,
-                self.preferences,
+                preferences=self.preferences,
             )
-        assert isinstance(lent, RouteRequest)
-        return lent
+        assert isinstance(asked, RouteRequest)
+        return asked
 
     def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
         tried = [self._names[i] for i in request.tried]
-        decision = self.selector.choose(self._request(request), now, tried)
-        self.lastmode = decision.mode
-        self.decision = decision
-        if not tried:
-            self.modes[decision.mode] = self.modes.get(decision.mode, 0) + 1
+        decision = self._decision = self.selector.choose(self._request(request), now, tried)
+        self.mode = decision.mode
         if decision.target is None:
             return None, decision.retry_after_s
         return self._index[decision.target], None
@@ -68,7 +71,44 @@ class SelectorPolicy:
         self.selector.on_end(str(attempt), to_outcome(end), now)
 
     def rescue_s(self, request: Request) -> float | None:
-        return self.selector.rescue_after(self.decision, self.world.now)
+        assert self._decision is not None
+        return self.selector.rescue_after(self._decision, self.world.now)
+
+
+class ReplicasPolicy:
+    """Several selectors that share the traffic in turn, and every ``delay_s`` tell each other what they learnt."""
+
+    def __init__(self, world: World, seed: int, replicas: int, delay_s: float, dead_from_s: float = math.inf) -> None:
+        self._all = [SelectorPolicy(world, 1000 * seed + i, replica=f"r{i}") for i in range(replicas)]
+        self._delay_s = delay_s
+        self._next_s = delay_s
+        self._dead_from_s = dead_from_s  # the store that carries their messages is gone
+        self.mode = ""
+
+    def _of(self, request: Request, now: float) -> SelectorPolicy:
+        while self._next_s <= now:
+            if self._next_s < self._dead_from_s:
+                told = [policy.selector.delta(self._next_s) for policy in self._all]
+                for policy in self._all:
+                    for delta in told:
+                        policy.selector.merge(json.loads(json.dumps(delta)), self._next_s)
+            self._next_s += self._delay_s
+        return self._all[request.id % len(self._all)]
+
+    def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
+        policy = self._of(request, now)
+        choice = policy.choose(request, now)
+        self.mode = policy.mode
+        return choice
+
+    def started(self, attempt: int, provider: int, request: Request, now: float) -> None:
+        self._of(request, now).started(attempt, provider, request, now)
+
+    def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None:
+        self._of(request, now).ended(attempt, provider, request, end, now)
+
+    def rescue_s(self, request: Request) -> float | None:
+        return None
 
 
 def to_outcome(end: End) -> Outcome:
@@ -89,6 +129,8 @@ def to_outcome(end: End) -> Outcome:
 
 class _Shared:
     """Retry-After, and a cooldown of 5 s after a 429 or when over half of at least five calls of a minute failed."""
+
+    mode = "best"
 
     def __init__(self, world: World, seed: int, value_of_time: float) -> None:
         self.world = world
@@ -233,7 +275,7 @@ def true_index(world: World, i: int, request: Request, now: float, value_of_time
     return price + value_of_time * mean + lost / p
 
 
-Maker = Callable[[World, int, float], object]
+Maker = Callable[[World, int, float], Policy]
 BASELINES: Mapping[str, Maker] = {
     "round robin": RoundRobin,
     "weighted 1/price": Weighted,
@@ -241,3 +283,11 @@ BASELINES: Mapping[str, Maker] = {
     "lowest cost": LowestCost,
     "p2c peak EWMA": PeakEwma,
 }
+
+
+def selector(settings: RoutingSettings | None = None, preset: str | None = None) -> Maker:
+    return lambda world, seed, value_of_time: SelectorPolicy(world, seed, settings, preset)
+
+
+def replicas(count: int, delay_s: float, dead_from_s: float = math.inf) -> Maker:
+    return lambda world, seed, value_of_time: ReplicasPolicy(world, seed, count, delay_s, dead_from_s)

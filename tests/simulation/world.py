@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 Z95 = 1.6448536269514722
 ATTEMPT_LIMIT_S = 60.0
@@ -189,7 +190,8 @@ class Request:
     refused: bool
     luck: tuple[Luck, ...]
     tried: list[int] = field(default_factory=list)
-    running: dict[int, tuple[int, object]] = field(default_factory=dict)
+    running: dict[int, tuple[int, Any]] = field(default_factory=dict)  # attempt -> provider and how it will end
+    look: bool = False  # the attempt that is booked next was made for the sake of what it tells
     spent: float = 0.0
     waits: int = 0
     lent: object = None  # a policy may keep its own view of the request here
