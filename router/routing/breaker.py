@@ -20,7 +20,8 @@ STUCK = "stuck"
 LOW_SUCCESS = "low success"
 PROBE = "probe"
 CLAIM_S = 5.0  # a probe that was handed out has this long to start
-RARE = 0.01  # a run of failures is surprising when chance would make it less often than this
+RARE = 0.01  # a run of failures is surprising when chance would make it less often than this, or than once an hour
+PER_HOUR = 20.0  # recent outcomes halve every two minutes: an hour holds so many times their sum
 PROVEN, PROVEN_FADES = 4.0, 0.001  # calls at once that anybody can serve; what was proven fades by this per success
 ALWAYS_BAD = 12  # ... and after so many in any case
 
@@ -139,20 +140,19 @@ class Breaker:
         self.state, self.level, self.changed = CLOSED, 0, now
         return 0.5 if self.reason == LOW_SUCCESS else 0.0
 
-    def failed(self, probe: bool, p_long: float, successes: float, failures: float, now: float) -> bool:
-        """A failure; True if it led to an ejection. ``p_long`` is the long-run success, the others are recent sums."""
+    def failed(self, probe: bool, p_long: float, successes: float, failures: float, now: float) -> None:
+        """A failure. ``p_long`` is the target's long-run success, the two others are its recent sums."""
         self.run += 1
         if self.state != CLOSED:
             if probe:
                 self.eject(self.reason or "failures", now)
-            return probe
+            return
         bad = min(max(1.0 - p_long, 1e-3), 0.99)
-        if self.run >= min(ALWAYS_BAD, max(3.0, math.log(RARE) / math.log(bad))):
+        rare = min(RARE, 1.0 / (PER_HOUR * (successes + failures)))
+        if self.run >= min(ALWAYS_BAD, max(3.0, math.log(rare) / math.log(bad))):
             self.eject(f"{self.run} failures in a row", now)
-            return True
-        if successes + failures >= 4.0 and wilson(successes, successes + failures)[1] < 0.6 * p_long:
+        elif successes + failures >= 4.0 and wilson(successes, successes + failures)[1] < 0.6 * p_long:
             self.eject(LOW_SUCCESS, now)
-        return False
 
     def limited(self, probe: bool, retry_after_s: float | None, now: float) -> None:
         """The target has enough: remember how much that was, and close until it wants to be asked again."""

@@ -295,8 +295,7 @@ class Selector:
             return  # slow, as its work explains, and cut short by the limit
         arm.on_failure(seconds, now, billed=outcome.billed, news=breaker.state == CLOSED)
         arm.refresh(now)
-        if breaker.failed(flight.probe, arm.p_long, arm.successes, arm.failures, now):
-            arm.ejected()
+        breaker.failed(flight.probe, arm.p_long, arm.successes, arm.failures, now)
 
     def _measure(self, arm: Arm, operation: str, name: str, seconds: float, now: float) -> None:
         window = self._fleet.window(arm, operation, name)

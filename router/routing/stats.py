@@ -255,7 +255,6 @@ class Arm:
     __slots__ = (
         "_answered",
         "_at",
-        "_calm",
         "_fresh_until",
         "_settings",
         "_stepped",
@@ -297,7 +296,6 @@ class Arm:
         self.p = self.p_long  # the estimate
         self.out = [0.0] * 5  # not yet told: successes, failures, their seconds, outcomes for the long run, good ones
         self._answered = -math.inf  # start of the latest call that was answered
-        self._calm: float | None = None  # p_long before the present run of failures
         self._stepped = -math.inf  # when the long run last took a sample
         self._at = 0.0  # the recent sums are aged to here
         self._fresh_until = -math.inf
@@ -354,7 +352,6 @@ class Arm:
             self.law.learn(error, pace.var, work)
         self.successes += 1.0
         self.stalls -= self.stalls / self._stall_samples()
-        self._calm = None
         self._answered = max(self._answered, start)
         self._outcome(1.0, step)
         self._heard(now)
@@ -363,8 +360,6 @@ class Arm:
     def on_failure(self, seconds: float, now: float, *, billed: bool | None = None, news: bool = True) -> None:
         """Learn from a failure. ``news`` is False for what is known already: a probe of an ejected target."""
         self._age(now)
-        if self._calm is None:
-            self._calm = self.p_long
         self.failures += 1.0
         self.fail_s += seconds
         self.last_fail_s = seconds
@@ -393,11 +388,6 @@ class Arm:
         self.stalls += (stuck - self.stalls) / self._stall_samples()
         self._fresh_until = -math.inf
         return stuck
-
-    def ejected(self) -> None:
-        """A run of failures led to an ejection: for the long run that is one event, not so many."""
-        if self._calm is not None:
-            self.p_long = max(self.p_long, self._calm * (1.0 - 1.0 / (self.n + 10.0)))
 
     def recovered(self, keep: float) -> None:
         """It is back: what was seen while it was not says little about what comes next."""
