@@ -133,13 +133,19 @@ def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
         share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
         return f"{says} beat {versus} by {share:.2g} %"
     why = {
-        "explore": f"not heard of for {min(chosen.unseen_s, 86400.0):.0f} s, so this request has a look",
+        "explore": f"{_unseen(chosen.unseen_s)}, so this request has a look",
         "order": "first in the caller's order",
         "sticky": "where this session has been",
         "weighted": "drawn by weight",
         "priority": "first by priority",
     }[decision.mode]
     return f"{says}; {why}, in place of {versus}"
+
+
+def _unseen(seconds: float) -> str:
+    if seconds >= 86400.0:  # what a restart remembers
+        return "not tried in the last day"
+    return f"not heard of for {seconds / 60:.0f} min" if seconds >= 120.0 else f"not heard of for {seconds:.0f} s"
 
 
 # The record: short keys, because ten candidates with all their numbers have to fit.
