@@ -29,7 +29,6 @@ def opening(
     attempt_id: str,
     at: datetime,
     request_id: str,
-    order: Order,
     caller: Caller,
     offer: Offer,
     decision: Decision,
@@ -38,7 +37,7 @@ def opening(
     attempt_no: int,
 ) -> Opening:
     """The row that must be durable before the call leaves."""
-    request, quote, price = order.request, offer.quote, offer.price
+    request, quote, price = offer.request, offer.quote, offer.price
     return Opening(
         attempt_id=attempt_id,
         request_id=request_id,
@@ -52,7 +51,7 @@ def opening(
         user=request.user,
         retry_count=caller.retry_count,
         operation=request.operation.value,
-        model=order.model.slug,
+        model=offer.model.slug,
         requested_model=request.model,
         target=offer.target.key,
         provider=offer.target.provider,
@@ -141,6 +140,7 @@ def finished(
 
 def summary(
     offer: Offer,
+    role: Role,
     outcome: str,
     duration_s: float,
     cost_nanos: int,
@@ -157,6 +157,7 @@ def summary(
         billed=billed.value,
         reason=reason,
         error=error,
+        role=role.value,
     )
 
 
@@ -270,20 +271,20 @@ def digest(request: ImageRequest) -> str:
 def dry_run(order: Order, chosen: Offer, decision: Decision) -> dict[str, Any]:
     """The reference's estimate for the chosen target, and beside it a quote for every candidate."""
     if chosen.quote is not None:
-        body = chosen.quote.as_dict(order.model.slug, chosen.target.provider)
+        body = chosen.quote.as_dict(chosen.model.slug, chosen.target.provider)
     else:
-        body = {"estimated": True, "model": order.model.slug, "provider": chosen.target.provider, "components": []}
+        body = {"estimated": True, "model": chosen.model.slug, "provider": chosen.target.provider, "components": []}
         body |= {"total_cost_micros": None, "currency": "USD"}
     scored = {candidate.target: candidate for candidate in decision.candidates}
     body["reason"] = decision.reason
-    body["candidates"] = [_quoted(order, offer, scored[offer.target.key]) for offer in order.offers]
+    body["candidates"] = [_quoted(offer, scored[offer.target.key]) for offer in order.offers]
     return body
 
 
-def _quoted(order: Order, offer: Offer, scored: Scored) -> dict[str, Any]:
+def _quoted(offer: Offer, scored: Scored) -> dict[str, Any]:
     body: dict[str, Any] = {"target": offer.target.key, "excluded_by": offer.lacks or scored.excluded_by}
     if offer.quote is not None:
-        body |= offer.quote.as_dict(order.model.slug, offer.target.provider)
+        body |= offer.quote.as_dict(offer.model.slug, offer.target.provider)
     return body | {
         "latency_p50_s": round(scored.p50_s, 3),
         "latency_p95_s": round(scored.p95_s, 3),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_pr
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.routing import PRESETS, Prior, RoutingSettings
-from router.types import Model, Operation, Provider, SizeRule, Target
+from router.types import NO_PREFERENCES, Model, Operation, Preferences, Provider, SizeRule, Target
 
 MIB = 1024 * 1024
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -65,6 +66,7 @@ class ClientKey:
     project: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()  # slugs this key may use; empty: all
+    preferences: Preferences = NO_PREFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ def _provider(
         concurrency=section.integer("concurrency", 0) or None,
         timeout_s=section.number_or("timeout_s", 120.0, least=1.0),
         billing=billing,
+        tags=_tags(section),
         auth=(header, section.text_or("auth_prefix", "")) if (header := section.text("auth_header")) else None,
     )
     disabled = section.flag("disabled")
@@ -178,6 +181,45 @@ def _size_rule(section: Section) -> SizeRule:
     return rule
 
 
+def _tags(section: Section) -> tuple[str, ...]:
+    """Free words, and ``data_region: eu`` as the tag ``region:eu``."""
+    region = section.text("data_region")
+    return (*section.texts("tags"), *([f"region:{region}"] if region else []))
+
+
+def _preferences(section: Section) -> Preferences:
+    """What a request may say in ``provider``, said for all requests of a key or a model."""
+    amount = section.data.get("max_cost")
+    section.read.add("max_cost")
+    max_cost: Decimal | None = None
+    if amount is not None:
+        try:
+            max_cost = Decimal(str(amount)) if not isinstance(amount, bool) else None
+        except InvalidOperation:
+            max_cost = None
+        if max_cost is None or not max_cost.is_finite() or max_cost < 0:
+            section.problem("max_cost", "must be an amount of money, such as 0.05")
+            max_cost = None
+    least = section.number("min_success")
+    if least is not None and least > 1:
+        section.problem("min_success", "must be at most 1")
+    built = Preferences(
+        sort=section.choice("sort", POLICIES, "") or None if section.data.get("sort") else None,
+        order=section.texts("order"),
+        only=section.texts("only"),
+        ignore=section.texts("ignore"),
+        max_cost=max_cost,
+        max_latency_s=section.number("max_latency_s"),
+        min_success=least,
+        require_tags=section.texts("require_tags"),
+        exclude_tags=section.texts("exclude_tags"),
+        allow_fallbacks=section.flag("allow_fallbacks", True),
+    )
+    section.read.add("sort")
+    section.done()
+    return built if built != NO_PREFERENCES else NO_PREFERENCES
+
+
 def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior | None, tuple[float, int]]:
     endpoints = {operation: id for operation in Operation if (id := section.text(operation.value)) is not None}
     if not endpoints:
@@ -199,6 +241,7 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
         options=section.mapping("options"),
         attributes={name: str(value) for name, value in section.mapping("attributes").items()},
         sku=section.text("sku"),
+        tags=_tags(section),
     )
     prior = None
     if section.data.get("prior") is not None:
@@ -257,11 +300,27 @@ def _model(slug: str, section: Section, build: _TargetBuilder) -> Model:
         licence=section.text("licence"),
         tags=section.texts("tags"),
         default_size=section.size("default_size"),
+        preferences=_preferences(section.section("preferences")),
+        fallbacks=section.texts("fallbacks"),
         unpriced=section.choice("unpriced", ("reject", "allow"), "reject"),
         description=section.text("description"),
     )
     section.done()
     return model
+
+
+def _tagged(model: Model, providers: Mapping[str, Provider]) -> Model:
+    """The model with each target under all its tags: its own, its provider's and the model's.
+
+    A target's own region stands in place of its provider's.
+    """
+
+    def tags(target: Target) -> tuple[str, ...]:
+        moved = any(tag.startswith("region:") for tag in target.tags)
+        its = [tag for tag in providers[target.provider].tags if not (moved and tag.startswith("region:"))]
+        return tuple(dict.fromkeys((*target.tags, *its, *model.tags)))
+
+    return replace(model, targets=tuple(replace(target, tags=tags(target)) for target in model.targets))
 
 
 def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tuple[ClientKey, ...]:
@@ -270,11 +329,12 @@ def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tup
         variable = part.text("secret_env", required=True)
         tags = {tag: str(value) for tag, value in part.mapping("tags").items()}
         team, project, models = part.text("team"), part.text("project"), part.texts("models")
+        preferences = _preferences(part.section("preferences"))
         part.done()
         if variable is None:
             continue
         if secret := env.get(variable, "unset" if keyless else None):
-            keys.append(ClientKey(name, secret, team, project, tags, models))
+            keys.append(ClientKey(name, secret, team, project, tags, models, preferences))
         else:
             part.problem("secret_env", f"the environment variable {variable} is not set")
     if secret := env.get("PIXELROUTE_API_KEY"):
@@ -375,7 +435,7 @@ def load(
     return Settings(
         providers=providers,
         disabled=disabled,
-        models={slug: model for slug, model in models.items() if model.targets},
+        models={slug: _tagged(model, providers) for slug, model in models.items() if model.targets},
         names=names,
         priors=priors,
         weights=weights,
@@ -411,9 +471,10 @@ def _routing(section: Section, before: RoutingSettings) -> RoutingSettings:
     if value is not None:
         presets = {name: replace(known, value_of_time=value) for name, known in PRESETS.items()}
     explore = section.number_or("explore_share", before.explore_share)
+    rescue = section.flag("rescue", before.rescue)
     section.read.add("refused")
     section.done()
-    return replace(before, preset=preset, presets=presets, explore_share=explore)
+    return replace(before, preset=preset, presets=presets, explore_share=explore, rescue=rescue)
 
 
 def _limits(section: Section, before: Limits) -> Limits:
@@ -462,6 +523,10 @@ def _names(
             names[name] = serves
         for target in model.targets:
             names.setdefault(target.key, serves)
+    for slug, model in models.items():
+        for name in model.fallbacks:
+            if name not in names and name.partition("/")[2] not in names:
+                origin[slug].problem("fallbacks", f"{name!r} is not a model of this file")
     for operation, name in defaults.items():
         if name not in names:
             file = next(iter(origin.values())).file if origin else "configuration"

@@ -21,7 +21,7 @@ from router import booking
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
-from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
+from router.ledger import JobNote, Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
 from router.offers import Offer, Offers, Order, auth_of, route, used
 from router.providers.base import Job, Partial
 from router.records import record
@@ -42,6 +42,9 @@ from router.types import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
+CALLED_OFF = "Another target was faster, so this attempt was called off."
+
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
 
 
@@ -52,6 +55,7 @@ class Clock:
     now: Callable[[], datetime]  # UTC wall clock: dates prices and rows
     monotonic: Callable[[], float]  # seconds: measures durations, drives the selector
     new_id: Callable[[], str]
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 @dataclass(slots=True)
@@ -66,6 +70,12 @@ class _Work:
     deadline: float
     emit: Emit | None
     response_format: str
+    hurried: bool  # the client said how long it is going to wait
+    opened: int = 0  # attempts
+    race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way at once, where there may be two
+    raced_at: float = 0.0  # when the first of them began
+    over: bool = False  # the race has its winner, or must not have one
+    shown: bool = False  # the client has seen a partial picture
     tried: list[str] = field(default_factory=list)
     attempts: list[AttemptSummary] = field(default_factory=list)
     provider_s: float = 0.0
@@ -87,6 +97,7 @@ class _Attempt:
     opening: Opening
     started: float
     reason: str  # why this target, in one sentence
+    jobs: list[Job] = field(default_factory=list)
 
 
 class Gateway:
@@ -136,12 +147,10 @@ class Gateway:
         return next((model for model in self.models(caller) if model["id"] == name), None)
 
     def _order(self, request: ImageRequest, caller: Caller) -> Order:
-        order = self._offers.order(request, self._clock.now())
-        if caller.models and order.model.slug not in caller.models:
-            raise RequestError(
-                403, f"This key may not use {order.model.slug}.", code="model_not_allowed", param="model"
-            )
-        return order
+        return self._offers.order(request, self._clock.now(), caller.models)
+
+    def _route(self, order: Order, caller: Caller, timeout_s: float) -> RouteRequest:
+        return route(order, self._weights, timeout_s, caller.preferences)
 
     # --- one request -----------------------------------------------------------------------------------------
 
@@ -161,15 +170,19 @@ class Gateway:
         """
         order = self._order(request, caller)
         started = self._clock.monotonic()
+        wait_s = request.deadline_s
+        hurried = wait_s is not None and wait_s < self._timeout_s
+        timeout_s = wait_s if wait_s is not None and hurried else self._timeout_s
         work = _Work(
             request_id=request_id,
             order=order,
             caller=caller,
-            route=route(order, self._weights, self._timeout_s),
+            route=self._route(order, caller, timeout_s),
             started=started,
-            deadline=started + self._timeout_s,
+            deadline=started + timeout_s,
             emit=emit,
             response_format=response_format(request),
+            hurried=hurried,
         )
         task = asyncio.current_task()
         assert task is not None
@@ -190,8 +203,13 @@ class Gateway:
                 raise self._exhausted(work, decision)
             offer = work.order.offer(decision.target)
             try:
-                return await self._attempt(work, offer, decision, role, routing)
+                attempt = await self._open(work, offer, decision, role, self._clock.new_id())
+                after_s = self._rescue_after(work, decision)
+                if after_s is None:
+                    return await self._finish(attempt, routing)
+                return await self._raced(attempt, after_s, routing)
             except ProviderError as error:
+                offer = work.order.offer(work.attempts[-1].target)
                 following = self._selector.after(
                     work.route,
                     error.kind,
@@ -207,50 +225,55 @@ class Gateway:
                 if following.action == "stop":
                     raise self._final(work, error) from error
                 if following.delay_s:
-                    await asyncio.sleep(following.delay_s)
+                    await self._clock.sleep(following.delay_s)
                 if following.action == "retry":
                     role = Role.RETRY
                     self._observer.retry(offer.target.provider, error.kind.value)
                     continue
                 role = Role.FAILOVER
-                work.tried.append(offer.target.key)
-                decision = self._choose(work)
+                if offer.target.key not in work.tried:
+                    work.tried.append(offer.target.key)
+                try:
+                    decision = self._choose(work)
+                except RequestError:  # what is left does not meet the constraints: say what happened, not that
+                    raise self._final(work, error) from error
                 if decision.target is None:
                     raise self._final(work, error) from error
                 self._observer.failover(
-                    work.order.model.slug,
+                    offer.model.slug,
                     offer.target.provider,
                     decision.target.partition("/")[0],
                     error.kind.value,
                 )
 
     def _choose(self, work: _Work) -> Decision:
+        now = self._clock.monotonic()
         try:
-            decision = self._selector.choose(work.route, self._clock.monotonic(), tuple(work.tried))
+            decision = self._selector.choose(work.route, now, tuple(work.tried), now - work.started)
         except Infeasible as error:
-            nearest = f" The nearest that could serve it is {error.nearest}." if error.nearest else ""
-            raise RequestError(400, f"{error}{nearest}", code="no_feasible_provider", param="provider") from error
+            raise _infeasible(error) from error
         if decision.target is not None:
-            excluded = [(c.target, c.excluded_by) for c in decision.candidates if c.excluded_by]
-            self._observer.decision(
-                work.order.model.slug, decision.target.partition("/")[0], self._policy, decision.mode, excluded
-            )
+            self._decided(work, decision, decision.target)
         return decision
+
+    def _decided(self, work: _Work, decision: Decision, target: str) -> None:
+        excluded = [(c.target, c.excluded_by) for c in decision.candidates if c.excluded_by]
+        self._observer.decision(work.order.model.slug, target.partition("/")[0], self._policy, decision.mode, excluded)
 
     # --- one attempt -----------------------------------------------------------------------------------------
 
-    async def _attempt(self, work: _Work, offer: Offer, decision: Decision, role: Role, routing: bool) -> Completed:
-        """Open the row, run the flow, meter, settle. Raises ProviderError with ``billed`` decided."""
+    async def _open(self, work: _Work, offer: Offer, decision: Decision, role: Role, attempt_id: str) -> _Attempt:
+        """The attempt, its row durable. RequestError if that is impossible; then nothing may be sent."""
+        work.opened += 1
         opening = booking.opening(
-            self._clock.new_id(),
+            attempt_id,
             self._clock.now(),
             work.request_id,
-            work.order,
             work.caller,
             offer,
             decision,
             role,
-            attempt_no=len(work.attempts) + 1,
+            attempt_no=work.opened,
         )
         try:
             await self._ledger.open(opening)
@@ -263,20 +286,26 @@ class Gateway:
                 retry=True,
                 retry_after_s=5.0,
             ) from error
-        attempt = _Attempt(work, offer, decision, opening, self._clock.monotonic(), decision.reason)
+        return _Attempt(work, offer, decision, opening, self._clock.monotonic(), decision.reason)
+
+    async def _finish(self, attempt: _Attempt, routing: bool) -> Completed:
+        """Run the flow, meter, settle. Raises ProviderError with ``billed`` decided."""
+        work, offer, opening = attempt.work, attempt.offer, attempt.opening
         self._selector.on_start(offer.target.key, work.route, attempt.started, opening.attempt_id)
         self._observer.attempt_started(offer.target.provider)
         ran: Ran | None = None
         try:
-            ran = await self._perform(work, offer, opening.attempt_id)
+            ran = await self._perform(attempt)
             left_s = max(5.0, work.deadline - self._clock.monotonic())  # it is paid: do not drop it for a second
             result = await self._delivery.fetch(ran.result, offer.provider, timeout_s=left_s)
-            made, asked = len(result.images), work.request.n
+            made, asked = len(result.images), offer.request.n
             if made < asked:
                 ran = replace(ran, result=result)  # the pictures that did come, measured
                 raise ProviderError(
                     ErrorKind.UNUSABLE, f"The provider made {made} of {asked} pictures.", billed=Billed.YES
                 )
+            if work.race:
+                await self._call_off(work)
         except (ProviderError, asyncio.CancelledError) as error:
             await self._book_failure(attempt, error, ran)
             raise
@@ -287,14 +316,16 @@ class Gateway:
             raise failure from bug
         return await self._book_success(attempt, ran, result, routing)
 
-    async def _perform(self, work: _Work, offer: Offer, attempt_id: str) -> Ran:
+    async def _perform(self, attempt: _Attempt) -> Ran:
         """The adapter's flow; several at once when the target makes fewer pictures per call than were asked."""
-        request, most = work.request, offer.target.max_images
+        work, offer = attempt.work, attempt.offer
+        request, most = offer.request, offer.target.max_images
         timeout_s = min(offer.provider.timeout_s, work.deadline - self._clock.monotonic())
         counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
 
         async def on_job(job: Job) -> None:
-            await self._ledger.job(attempt_id, job.id, job.state)
+            attempt.jobs.append(job)
+            await self._ledger.job(attempt.opening.attempt_id, job.id, job.state)
             await self._tell(work, Accepted())
 
         async def on_partial(partial: Partial) -> None:
@@ -338,10 +369,119 @@ class Gateway:
             if not work.accepted:
                 work.accepted = True
                 await work.emit(Accepted())
-            if isinstance(event, PartialImage):
+            if isinstance(event, PartialImage) and len(work.race) < 2:  # of two attempts, nobody knows which will win
+                work.shown = True
                 await work.emit(event)
         except Exception:
             work.emit = None
+
+    # --- a second attempt beside one that is probably stuck --------------------------------------------------
+
+    def _rescue_after(self, work: _Work, decision: Decision) -> float | None:
+        """Seconds after which a second target is worth its money; None if it never is or nobody wants one."""
+        if decision.mode != "probe" and not work.hurried and not self._selector.settings.rescue:
+            return None
+        return self._selector.rescue_after(decision, self._clock.monotonic(), wanted=work.hurried)
+
+    async def _raced(self, attempt: _Attempt, after_s: float, routing: bool) -> Completed:
+        """The first success of this attempt and, if it is silent for ``after_s``, of a second one elsewhere.
+
+        The other is stopped and booked. Raises ProviderError when both have failed, or when one was refused for its
+        content, which ends the other too.
+        """
+        work = attempt.work
+        work.raced_at = attempt.started
+        legs = [self._keep(self._leg(attempt, routing))]
+        timer = asyncio.ensure_future(self._clock.sleep(after_s))
+        second: _Attempt | None = None
+        failure: ProviderError | None = None
+        won = False
+        try:
+            await asyncio.wait((*legs, timer), return_when=asyncio.FIRST_COMPLETED)
+            if not legs[0].done() and (second := await self._second(attempt)) is not None:
+                legs.append(self._keep(self._leg(second, routing)))
+            pending = set(legs)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for leg in done:
+                    if leg.cancelled():
+                        continue
+                    error = leg.exception()
+                    if error is None:
+                        won = leg is not legs[0]
+                        return leg.result()
+                    if not isinstance(error, ProviderError):
+                        raise error
+                    failure = error
+                    if error.kind is ErrorKind.REFUSED and not self._refused_elsewhere and not work.over:
+                        await self._call_off(work)
+                        raise error
+            work.provider_s += self._clock.monotonic() - work.raced_at
+            raise failure or asyncio.CancelledError
+        finally:
+            timer.cancel()
+            for leg in legs:
+                leg.cancel()
+            work.race.clear()
+            if second is not None:
+                self._observer.rescue(
+                    second.offer.model.slug, attempt.offer.target.provider, second.offer.target.provider, won
+                )
+
+    async def _second(self, first: _Attempt) -> _Attempt | None:
+        """The rescue, opened; None if there is none to be had now."""
+        work, target = first.work, first.offer.target.key
+        if work.shown or work.opened >= self._selector.settings.attempts:
+            return None
+        now, attempt_id = self._clock.monotonic(), self._clock.new_id()
+        tried = (*work.tried, target)
+        decision = self._selector.rescue(work.route, now, tried, now - work.started, attempt_id)
+        if decision is None or decision.target is None:
+            return None
+        work.tried = [*tried, decision.target]
+        self._decided(work, decision, decision.target)
+        try:
+            return await self._open(work, work.order.offer(decision.target), decision, Role.RESCUE, attempt_id)
+        except RequestError:  # the ledger takes no row, so nothing is sent; the first attempt goes on
+            self._selector.on_end(attempt_id, Outcome.neutral(), self._clock.monotonic())
+            return None
+
+    async def _leg(self, attempt: _Attempt, routing: bool) -> Completed:
+        """One attempt of a race. It can be called off from its first step on, so that it is always booked."""
+        work = attempt.work
+        if work.over:  # while its row was being written; nothing has been sent
+            failure = ProviderError(ErrorKind.CANCELLED, CALLED_OFF, billed=Billed.NO)
+            await self._book_failure(attempt, failure, None)
+            raise failure
+        task = asyncio.current_task()
+        assert task is not None
+        work.race.append(task)
+        try:
+            return await self._finish(attempt, routing)
+        except asyncio.CancelledError:
+            if work.over and attempt.jobs:
+                self._keep(self._stop(attempt))
+            raise
+
+    async def _call_off(self, work: _Work) -> None:
+        """End the race: the attempts that still run are stopped, and booked when this returns."""
+        work.over = True
+        others = [task for task in work.race if task is not asyncio.current_task() and not task.done()]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+
+    async def _stop(self, attempt: _Attempt) -> None:
+        """Tell the provider that a job is no longer wanted, and settle what it says it made of it."""
+        offer, opening = attempt.offer, attempt.opening
+        for job in attempt.jobs:
+            call = offer.adapter.cancel(job)
+            if call is not None:
+                with contextlib.suppress(ProviderError):
+                    await self._transport.call(call, offer.provider, offer.auth, timeout_s=CANCEL_S)
+        notes = tuple(JobNote(opening.attempt_id, job.id, job.state, self._clock.now()) for job in attempt.jobs)
+        await self._resume(Unresolved(opening, State.UNKNOWN, notes))
 
     # --- booking ---------------------------------------------------------------------------------------------
 
@@ -350,7 +490,7 @@ class Gateway:
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
-        usage = used(work.request, offer, result, sizes)
+        usage = used(offer.request, offer, result, sizes)
         priced = settle(offer.price, usage, offer.quote)
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         settled = await self._settle(
@@ -358,10 +498,11 @@ class Gateway:
         )
         total = cost.effective_nanos
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
-        work.provider_s += duration_s
-        work.attempts.append(booking.summary(offer, "success", duration_s, total, Billed.YES, attempt.reason))
+        work.provider_s += now - work.raced_at if work.race else duration_s
+        role = attempt.opening.role
+        work.attempts.append(booking.summary(offer, role, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
-        delivered = await self._delivery.hand_over(result, work.request, work.response_format, work.request_id)
+        delivered = await self._delivery.hand_over(result, offer.request, work.response_format, work.request_id)
         return self._completed(attempt, settled, result, delivered, routing)
 
     async def _book_failure(
@@ -371,29 +512,34 @@ class Gateway:
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         if not isinstance(error, ProviderError):
-            error = ProviderError(ErrorKind.CANCELLED, "The router stopped before the answer came.")
+            message = CALLED_OFF if work.over else "The router stopped before the answer came."
+            error = ProviderError(ErrorKind.CANCELLED, message, billed=Billed.YES if ran is not None else None)
         error.billed = billed = booking.billed(error, offer.provider)
         # What the failed answer proved about its bill; nothing proved: the worst case.
         proof = error.evidence or (ran.result if ran is not None else None)
         usage = None
         if proof is not None and billed is Billed.YES and _proves(proof):
             sizes = tuple(image.size for image in proof.images if image.size is not None)
-            usage = used(work.request, offer, proof, sizes)
+            usage = used(offer.request, offer, proof, sizes)
         priced = settle(offer.price, usage or Usage(requests=0), offer.quote)
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         nanos = 0 if billed is Billed.NO else cost.effective_nanos
-        await asyncio.shield(
+        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, nanos), now)
+        if not work.race:
+            work.provider_s += duration_s
+        role = attempt.opening.role
+        work.attempts.append(
+            booking.summary(offer, role, outcome, duration_s, nanos, billed, attempt.reason, error.message)
+        )
+        if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
+            work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
+        await asyncio.shield(  # last, for a cancellation may end it here
             self._keep(
                 self._settle(attempt, priced, cost, state, outcome, duration_s, ran=ran, usage=usage, error=error)
             )
         )
-        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, nanos), now)
-        work.provider_s += duration_s
-        work.attempts.append(booking.summary(offer, outcome, duration_s, nanos, billed, attempt.reason, error.message))
-        if error.kind is ErrorKind.RATE_LIMITED and error.retry_after_s is not None:
-            work.retry_after_s = min(work.retry_after_s or error.retry_after_s, error.retry_after_s)
 
     async def _settle(
         self,
@@ -431,7 +577,7 @@ class Gateway:
         with contextlib.suppress(LedgerError):
             await self._ledger.settle(settlement)
         self._observer.attempt_finished(
-            booking.finished(attempt.work.order.model.slug, opening, settlement, attempt.offer, usage)
+            booking.finished(attempt.offer.model.slug, opening, settlement, attempt.offer, usage)
         )
         return settlement
 
@@ -451,7 +597,7 @@ class Gateway:
         self, attempt: _Attempt, settled: Settlement, result: ImageResult, delivered: Delivered, routing: bool
     ) -> Completed:
         work, offer, decision = attempt.work, attempt.offer, attempt.decision
-        request = work.request
+        request = offer.request
         sizes = set(delivered.made)
         return Completed(
             request_id=work.request_id,
@@ -475,7 +621,12 @@ class Gateway:
             background=result.background,
             seed=result.seed,
             usage=result.usage,
-            warnings=(*work.order.warnings, *_emulated(request, offer), *delivered.warnings),
+            warnings=(
+                *work.order.warnings,
+                *_stood_in(work.order, offer),
+                *_emulated(request, offer),
+                *delivered.warnings,
+            ),
             routing=decision.record() if routing else None,
             input_pixels=sum(image.size.pixels for image in request.images if image.size is not None),
             output_pixels=sum(size.pixels for size in delivered.made),
@@ -542,10 +693,11 @@ class Gateway:
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What the request would cost, at every target, and which would be chosen. Runs and charges nothing."""
         order = self._order(request, caller)
+        wait_s = min(request.deadline_s or self._timeout_s, self._timeout_s)
         try:
-            decision = self._selector.choose(route(order, self._weights, self._timeout_s), self._clock.monotonic(), ())
+            decision = self._selector.choose(self._route(order, caller, wait_s), self._clock.monotonic(), ())
         except Infeasible as error:
-            raise RequestError(400, str(error), code="no_feasible_provider", param="provider") from error
+            raise _infeasible(error) from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]
         return booking.dry_run(order, chosen, decision)
 
@@ -635,6 +787,23 @@ def response_format(request: ImageRequest) -> str:
     if request.model.startswith(("gpt-image", "chatgpt-image")):
         return "b64_json"
     return "both" if request.operation is Operation.EDIT else "url"
+
+
+def _infeasible(error: Infeasible) -> RequestError:
+    return RequestError(
+        400,
+        error.message,
+        code="no_feasible_provider",
+        param="provider",
+        details={"nearest": {"target": error.nearest, "misses": error.missed}, "candidates": error.others},
+    )
+
+
+def _stood_in(order: Order, offer: Offer) -> tuple[Warn, ...]:
+    if offer.rank == 0:
+        return ()
+    told = f"{order.model.slug} could not serve the request, so {offer.model.slug} made the picture."
+    return (Warn("model_fallback", told, "model"),)
 
 
 def _emulated(request: ImageRequest, offer: Offer) -> tuple[Warn, ...]:

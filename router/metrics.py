@@ -187,6 +187,14 @@ class Metrics:
             to_provider=providers,
             reason=FAILURES,
         )
+        self.rescues = self.counter(
+            "rescues_total",
+            "Second attempts started beside one that was silent for too long.",
+            model=models,
+            from_provider=providers,
+            to_provider=providers,
+            won=("true", "false"),
+        )
 
     def _routing(self, models: Sequence[str], providers: Sequence[str]) -> None:
         target = {"provider": providers, "model": models}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +11,8 @@ from router.errors import Billed, ErrorKind, RequestError
 from router.providers.base import Adapter, Auth
 from router.records import record
 from router.routing import Candidate, RouteRequest
-from router.routing.catalog import Catalog
-from router.types import ImageRequest, ImageResult, Model, Provider, Target, Warn
+from router.routing.catalog import Catalog, Fit, infeasible
+from router.types import NO_PREFERENCES, ImageRequest, ImageResult, Model, Preferences, Provider, Target, Warn
 
 _CACHED_QUOTES = 4096
 
@@ -21,6 +21,9 @@ _CACHED_QUOTES = 4096
 class Offer:
     """One target beside one request. ``lacks`` is why it cannot serve it, None when it can."""
 
+    model: Model
+    rank: int  # of the model among those the request may be served by
+    request: ImageRequest  # as this model completes it
     target: Target
     provider: Provider
     adapter: Adapter
@@ -41,11 +44,13 @@ def auth_of(provider: Provider, adapter: Adapter) -> Auth:
 
 @record
 class Order:
-    """A request with its model resolved, its defaults filled in, and every target's offer for it."""
+    """A request with its model resolved, its defaults filled in, and every target's offer for it.
+
+    The offers of the models that may stand in for it follow its own, in the order of the models.
+    """
 
     request: ImageRequest
     model: Model
-    pinned: str | None
     offers: tuple[Offer, ...]
     warnings: tuple[Warn, ...] = ()
 
@@ -69,14 +74,23 @@ class Offers:
         self._adapters = adapters
         self._quotes: dict[tuple[Any, ...], Quote] = {}
 
-    def order(self, request: ImageRequest, at: datetime) -> Order:
-        """Raises RequestError when the model is unknown or no target can serve the request."""
+    def order(self, request: ImageRequest, at: datetime, allowed: Collection[str] = ()) -> Order:
+        """Raises RequestError when the model is unknown or not among ``allowed``, or no target can serve the request.
+
+        ``allowed``: slugs that the caller may use; empty: all.
+        """
         model, pinned = self.catalog.resolve(request.model)
-        request, warnings = self.catalog.complete(request, model)
-        offers = tuple(
-            self._offer(request, model, fit.target, fit.lacks, at) for fit in self.catalog.fits(request, model, pinned)
-        )
+        if allowed and model.slug not in allowed:
+            raise _not_allowed(model, "model")
+        completed, warnings = self.catalog.complete(request, model)
+        fits = self.catalog.fits(completed, model, pinned)
+        offers = tuple(self._offer(completed, model, 0, fit, at) for fit in fits)
+        named = request.models if request.models is not None else () if pinned else model.fallbacks
+        if named:
+            offers = self._with_fallbacks(offers, request, named, allowed, at)
         if all(offer.lacks is not None for offer in offers):
+            if not any(offer.lacks == "unpriced" for offer in offers):
+                raise infeasible(completed, model, fits)
             raise RequestError(
                 503,
                 f"No price is in force for {model.slug}, and unpriced models are refused here. The operator must "
@@ -85,7 +99,35 @@ class Offers:
                 param="model",
                 type="server_error",
             )
-        return Order(request, model, pinned, offers, warnings)
+        return Order(completed, model, offers, warnings)
+
+    def _with_fallbacks(
+        self,
+        offers: tuple[Offer, ...],
+        request: ImageRequest,
+        named: Sequence[str],
+        allowed: Collection[str],
+        at: datetime,
+    ) -> tuple[Offer, ...]:
+        """The offers, and behind them those of other models, each target once."""
+        found = {offer.target.key: offer for offer in offers}
+        for rank, name in enumerate(named, 1):
+            try:
+                model, pinned = self.catalog.resolve(name)
+            except RequestError as error:
+                if request.models is None:
+                    continue  # the operator's list, and none of its providers is in use
+                error.param = "models"
+                raise
+            if allowed and model.slug not in allowed:
+                if request.models is None:
+                    continue  # the operator's list, not this caller's
+                raise _not_allowed(model, "models")
+            completed, _ = self.catalog.complete(request, model)
+            for fit in self.catalog.fits(completed, model, pinned):
+                if fit.target.key not in found:
+                    found[fit.target.key] = self._offer(completed, model, rank, fit, at)
+        return tuple(found.values())
 
     def reach(self, key: str) -> tuple[Target, Provider, Adapter] | None:
         """A target by its key, with how it is reached; None if this installation no longer has it."""
@@ -95,18 +137,20 @@ class Offers:
             return None
         return target, self._providers[target.provider], self._adapters[target.provider]
 
-    def _offer(self, request: ImageRequest, model: Model, target: Target, lacks: str | None, at: datetime) -> Offer:
+    def _offer(self, request: ImageRequest, model: Model, rank: int, fit: Fit, at: datetime) -> Offer:
+        target, lacks = fit.target, fit.lacks
         provider = self._providers[target.provider]
         adapter = self._adapters[target.provider]
         if lacks is not None:
-            return Offer(target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED)
+            return Offer(model, rank, request, target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED)
         expected = _expected(request, target)
         try:
             price = self.books.price(provider.prices, target.price_key(request.operation), at)
         except UnpricedError:
             refused = "unpriced" if model.unpriced == "reject" else None
-            return Offer(target, provider, adapter, refused, None, None, expected)
-        return Offer(target, provider, adapter, None, price, self._quote(price, expected), expected)
+            return Offer(model, rank, request, target, provider, adapter, refused, None, None, expected)
+        quoted = self._quote(price, expected)
+        return Offer(model, rank, request, target, provider, adapter, None, price, quoted, expected)
 
     def _quote(self, price: Price, expected: Expected) -> Quote:
         key = (
@@ -129,6 +173,10 @@ class Offers:
 
 
 _NOTHING_EXPECTED = Expected()
+
+
+def _not_allowed(model: Model, param: str) -> RequestError:
+    return RequestError(403, f"This key may not use {model.slug}.", code="model_not_allowed", param=param)
 
 
 def _attributes(request: ImageRequest, target: Target) -> dict[str, str]:
@@ -186,23 +234,33 @@ def _expected(request: ImageRequest, target: Target) -> Expected:
 _CHANCE = {Billed.NO: 0.0, Billed.MAYBE: 0.5, Billed.YES: 1.0}
 
 
-def route(order: Order, weights: Mapping[str, tuple[float, int]], timeout_s: float) -> RouteRequest:
-    """The order as routing sees it: candidates with their money, and how much work it is."""
+def route(
+    order: Order,
+    weights: Mapping[str, tuple[float, int]],
+    timeout_s: float,
+    of_key: Preferences = NO_PREFERENCES,
+) -> RouteRequest:
+    """The order as routing sees it: candidates with their money, and how much work it is.
+
+    What the request prefers goes over what the client key does (``of_key``), and that over its model's entry; the
+    constraints of all three hold together.
+    """
     request = order.request
+    limits = (of_key,) if of_key.constrains else ()
     return RouteRequest(
         model=order.model.slug,
         operation=request.operation.value,
-        candidates=tuple(_candidate(offer, weights) for offer in order.offers),
+        candidates=tuple(_candidate(offer, weights, limits) for offer in order.offers),
         images=request.n,
         megapixels=request.size.pixels / MEGAPIXEL if request.size is not None else 1.0,
         quality=request.quality,
-        preferences=request.preferences,
+        preferences=request.preferences.within(of_key).within(order.model.preferences),
         deadline_s=timeout_s,
         session=request.user,
     )
 
 
-def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]]) -> Candidate:
+def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]], limits: tuple[Preferences, ...]) -> Candidate:
     weight, priority = weights.get(offer.target.key, (1.0, 0))
     quoted = offer.quote
     fact = offer.provider.billing.get(ErrorKind.SERVER_ERROR.value, Billed.MAYBE)
@@ -214,6 +272,9 @@ def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]]) -> Candid
         excluded=offer.lacks,
         weight=weight,
         priority=priority,
+        rank=offer.rank,
+        tags=offer.target.tags,
+        limits=(*limits, offer.model.preferences) if offer.model.preferences.constrains else limits,
         failure_bills=_CHANCE[Billed(fact)],
     )
 

@@ -39,6 +39,7 @@ _EXCLUSION = {  # the selector's word before a colon -> the metric's; what is no
     "drained": "disabled",
     **dict.fromkeys(("unpriced", "max_cost"), "price"),
     **dict.fromkeys(("only", "ignore", "max_latency_s", "min_success", "no_fallbacks"), "preference"),
+    **dict.fromkeys(("require_tags", "exclude_tags", "fallback"), "preference"),
     "tried": "tried",
 }
 _CIRCUIT = {"half_open": "half_open", "closed": "closed", "limit": "closed", "full": "closed"}
@@ -229,6 +230,10 @@ class Telemetry:
     @_harmless
     def failover(self, model: str, from_provider: str, to_provider: str, reason: str) -> None:
         self.metrics.failovers(model, from_provider, to_provider, reason).inc()
+
+    @_harmless
+    def rescue(self, model: str, from_provider: str, to_provider: str, won: bool) -> None:
+        self.metrics.rescues(model, from_provider, to_provider, str(won).lower()).inc()
 
     @_harmless
     def retry(self, provider: str, reason: str) -> None:

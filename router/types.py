@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
@@ -37,7 +37,7 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the caller wants of the routing, from the body's ``provider`` object, headers, or its key."""
+    """What is wanted of the routing: by a request (body or headers), by a client key, or by a model's entry."""
 
     sort: str | None = None  # balanced, fastest, cheapest, reliable, weighted, priority
     order: tuple[str, ...] = ()
@@ -46,7 +46,37 @@ class Preferences:
     max_cost: Decimal | None = None  # in the reporting currency, for the whole request
     max_latency_s: float | None = None
     min_success: float | None = None
+    require_tags: tuple[str, ...] = ()  # all of these: region:eu
+    exclude_tags: tuple[str, ...] = ()  # none of these: non-commercial
     allow_fallbacks: bool = True
+
+    @property
+    def constrains(self) -> bool:
+        """Whether anything is ruled out (an order and a sort rule nothing out)."""
+        return bool(
+            self.only
+            or self.ignore
+            or self.max_cost is not None
+            or self.max_latency_s is not None
+            or self.min_success is not None
+            or self.require_tags
+            or self.exclude_tags
+            or not self.allow_fallbacks
+        )
+
+    def within(self, outer: Preferences) -> Preferences:
+        """These, with what they leave open taken from ``outer``; its constraints hold beside them, and stay there."""
+        if outer is NO_PREFERENCES:
+            return self
+        return replace(
+            self,
+            sort=self.sort or outer.sort,
+            order=self.order or outer.order,
+            allow_fallbacks=self.allow_fallbacks and outer.allow_fallbacks,
+        )
+
+
+NO_PREFERENCES = Preferences()
 
 
 @record
@@ -75,7 +105,9 @@ class ImageRequest:
     extra: Mapping[str, Any] = field(
         default_factory=dict
     )  # fields that are not OpenAI's, offered to the adapter as they came
-    preferences: Preferences = Preferences()
+    models: tuple[str, ...] | None = None  # whom to ask if ``model`` cannot serve it, in order; None: as configured
+    preferences: Preferences = NO_PREFERENCES
+    deadline_s: float | None = None  # how long the client is going to wait, where it says so
     warnings: tuple[Warn, ...] = ()  # what reading the request already dropped or converted
     later: bool = False  # the client does not wait: it will ask for the result, or be called at webhook_url
     webhook_url: str | None = None
@@ -90,6 +122,7 @@ class Caller:
     project: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()  # slugs it may use; empty: all
+    preferences: Preferences = NO_PREFERENCES  # hold for all its requests, which may narrow them
     retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
 
 
@@ -157,6 +190,7 @@ class Target:
     options: Mapping[str, Any] = field(default_factory=dict)  # sent with every call, below what the client says
     attributes: Mapping[str, str] = field(default_factory=dict)  # words its price depends on when the request has none
     sku: str | None = None  # its entry in the price book, where that is not the endpoint's id
+    tags: tuple[str, ...] = ()  # its own, its provider's and its model's: region:eu, non-commercial
 
     def price_key(self, operation: Operation) -> str:
         """The name of this endpoint's entry in the provider's price book."""
@@ -177,6 +211,7 @@ class Provider:
     concurrency: int | None = None  # calls it takes at once, when known
     timeout_s: float = 120.0  # for one attempt
     billing: Mapping[str, str] = field(default_factory=dict)  # ErrorKind -> Billed: what failures cost here
+    tags: tuple[str, ...] = ()  # of all its targets: where data is processed, on which terms
     auth: tuple[str, str] | None = None  # header and prefix of the key, where not the adapter's (Azure: api-key, "")
 
 
@@ -197,6 +232,8 @@ class Model:
     licence: str | None = None
     tags: tuple[str, ...] = ()
     default_size: ImageSize | None = None  # used when the client names none; None: the provider chooses
+    preferences: Preferences = NO_PREFERENCES  # hold for all requests of this model
+    fallbacks: tuple[str, ...] = ()  # models that serve it when no target of this one can
     unpriced: str = "reject"  # reject, allow: what to do where no price is in force
     description: str | None = None
 
@@ -262,6 +299,7 @@ class AttemptSummary:
     billed: str  # no, yes, maybe
     reason: str  # why this target was chosen
     error: str | None = None
+    role: str = "first"  # first, retry, failover, rescue
 
 
 @record

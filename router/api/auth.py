@@ -9,7 +9,7 @@ from typing import Protocol
 
 from router.api.http import Exchange
 from router.errors import RequestError
-from router.types import Caller
+from router.types import Caller, Preferences
 
 
 class Key(Protocol):
@@ -27,6 +27,8 @@ class Key(Protocol):
     def tags(self) -> Mapping[str, str]: ...
     @property
     def models(self) -> tuple[str, ...]: ...
+    @property
+    def preferences(self) -> Preferences: ...
 
 
 class Authenticator:
@@ -34,7 +36,9 @@ class Authenticator:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._callers = {
-            _digest(key.secret.encode()): Caller(key.name, key.team, key.project, dict(key.tags), key.models)
+            _digest(key.secret.encode()): Caller(
+                key.name, key.team, key.project, dict(key.tags), key.models, key.preferences
+            )
             for key in keys
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import Preferences, Warn
+from router.types import NO_PREFERENCES, Preferences, Warn
 
 MAX_PROMPT = 32_000
 _MAX_NAME = 256
@@ -19,10 +19,12 @@ _MAX_DEPTH = 64
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 TEXT, INTEGER, BOOLEAN, OBJECT, SIZE = "a string", "an integer", "a boolean", "an object", "a string or an object"
+NAMES = "an array of strings"
 
 KINDS: Mapping[str, str] = {
     "prompt": TEXT,
     "model": TEXT,
+    "models": NAMES,
     "n": INTEGER,
     "size": TEXT,
     "quality": TEXT,
@@ -162,6 +164,8 @@ def typed(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             if not isinstance(value, bool):
                 raise wrong_type(name, kind, value)
             known[name] = value
+        elif kind is NAMES:
+            known[name] = _names(name, value)
         else:
             if not isinstance(value, dict) and not (kind is SIZE and isinstance(value, str)):
                 raise wrong_type(name, kind, value)
@@ -182,6 +186,8 @@ def typed_text(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
             extra[name] = value
         elif kind in (OBJECT, SIZE) and isinstance(value, dict):
             known[name] = value
+        elif kind is NAMES:
+            known[name] = _names(name, value)
         elif kind is OBJECT or not isinstance(value, str):
             raise wrong_type(name, kind, value)
         elif kind is INTEGER:
@@ -344,25 +350,90 @@ def _off(size: ImageSize, ratio: float) -> float:
 
 # --- routing preferences ----------------------------------------------------------------------------------------
 
-_LISTS, _NUMBERS = ("order", "only", "ignore"), ("max_latency_s", "min_success")
+MAX_MODELS = 8
+_LISTS = ("order", "only", "ignore", "require_tags", "exclude_tags")
+
+
+def read_models(known: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> tuple[str, ...] | None:
+    """The models to ask in turn, from the body or ``X-Pixelroute-Models``; None where neither names any."""
+    models: tuple[str, ...] | None = known.get("models")
+    if models is None:
+        raw = headers.get(b"x-pixelroute-models")
+        if raw is None:
+            return None
+        models = tuple(_listed(raw.decode("latin-1")))
+    if len(models) > MAX_MODELS:
+        raise RequestError(
+            400, f"'models' has more than {MAX_MODELS} items.", code="array_above_max_length", param="models"
+        )
+    if any(not name or len(name) > _MAX_NAME for name in models):
+        raise wrong_value("models", "'models' must hold names of models.")
+    return models
+
+
+def read_deadline(headers: Mapping[bytes, bytes], *, waits: bool) -> float | None:
+    """Seconds that the client is going to wait: ``X-Pixelroute-Deadline-S``, else what its SDK says it waits.
+
+    ``waits``: the whole answer comes at once, so the SDK's time to wait for the next bytes is that for the answer; it
+    ends a little earlier here, so that the answer is there before the client gives up and sends the request again.
+    """
+    raw = headers.get(b"x-pixelroute-deadline-s")
+    if raw is not None:
+        seconds = _number("X-Pixelroute-Deadline-S", raw.decode("latin-1").strip())
+        if seconds < 0.1:
+            raise wrong_value("X-Pixelroute-Deadline-S", "'X-Pixelroute-Deadline-S' must be at least 0.1.")
+        return seconds
+    raw = headers.get(b"x-stainless-read-timeout") if waits else None
+    if raw is None:
+        return None
+    try:
+        seconds = float(raw)
+    except ValueError:
+        return None  # the SDK's word for no limit, or no number: none of the client's making
+    return max(0.95 * seconds, 0.1) if 0 < seconds <= 1_000_000 else None
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def read_preferences(body: Mapping[str, Any] | None, headers: Mapping[bytes, bytes]) -> Preferences:
-    """The body's ``provider`` object over the ``X-Pixelroute-*`` headers. Unknown keys are nobody's mistake."""
+    """The body's ``provider`` object over the ``X-Pixelroute-*`` headers. An unknown key is refused: it was meant to
+    rule something out, and would not."""
     asked: dict[str, Any] = {}
-    for name, header in _HEADERS.items():
+    for name, header in HEADERS.items():
         raw = headers.get(header)
         if raw is not None:
             asked[name] = _preference(name, _from_header(name, raw.decode("latin-1").strip()))
     if body:
         for name, value in body.items():
-            if value is not None and name in _READERS:
+            if name not in _READERS:
+                known = ", ".join(_READERS)
+                raise RequestError(
+                    400,
+                    f"Unknown parameter: 'provider.{name[:64]}'. Supported are: {known}.",
+                    code="unknown_parameter",
+                    param=f"provider.{name[:64]}",
+                )
+            if value is not None:
                 asked[name] = _preference(name, value)
-    return Preferences(**asked) if asked else _NONE
+    return Preferences(**asked) if asked else NO_PREFERENCES
 
 
-_NONE = Preferences()
-_HEADERS = {
+PREFERENCES: Mapping[str, str] = {
+    "sort": "What to prefer: a named weighing of money, time and failure.",
+    "order": "Providers or provider/model, to be used in this order before any other.",
+    "only": "No others than these providers or provider/model.",
+    "ignore": "None of these providers or provider/model.",
+    "max_cost": "Most that the whole request may be expected to cost.",
+    "max_latency_s": "Most seconds that 95 of 100 such requests may be expected to take.",
+    "min_success": "Least share of attempts that may be expected to succeed, 0 to 1.",
+    "require_tags": "Only targets with all of these tags, such as region:eu.",
+    "exclude_tags": "No target with any of these tags, such as non-commercial.",
+    "allow_fallbacks": "Whether another target may be tried after the first (or those of order) failed.",
+}
+
+HEADERS = {
     "sort": b"x-pixelroute-sort",
     "order": b"x-pixelroute-order",
     "only": b"x-pixelroute-only",
@@ -370,13 +441,15 @@ _HEADERS = {
     "max_cost": b"x-pixelroute-max-cost",
     "max_latency_s": b"x-pixelroute-max-latency-s",
     "min_success": b"x-pixelroute-min-success",
+    "require_tags": b"x-pixelroute-require-tags",
+    "exclude_tags": b"x-pixelroute-exclude-tags",
     "allow_fallbacks": b"x-pixelroute-allow-fallbacks",
 }
 
 
 def _from_header(name: str, text: str) -> Any:
     if name in _LISTS:
-        return [word.strip() for word in text.split(",") if word.strip()]
+        return _listed(text)
     if name == "allow_fallbacks" and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return text
@@ -396,26 +469,34 @@ def _sort(name: str, value: Any) -> str:
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise wrong_type(name, "an array of strings", value)
+        raise wrong_type(name, NAMES, value)
     if len(value) > 64:
         raise RequestError(400, f"'{name}' has more than 64 items.", code="array_above_max_length", param=name)
     return tuple(value)
 
 
-def _amount(name: str, value: Any) -> Decimal:
+def _amount(name: str, value: Any, words: str = "an amount of money, such as 0.05") -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise wrong_type(name, "a number", value)
     try:
         amount = Decimal(str(value))
     except InvalidOperation:
-        raise wrong_value(name, f"'{name}' must be an amount of money, such as 0.05.") from None
+        raise wrong_value(name, f"'{name}' must be {words}.") from None
     if not amount.is_finite() or not 0 <= amount <= 1_000_000:
-        raise wrong_value(name, f"'{name}' must be an amount of money, such as 0.05.")
+        raise wrong_value(name, f"'{name}' must be {words}.")
     return amount
 
 
 def _number(name: str, value: Any) -> float:
-    return float(_amount(name, value))
+    return float(_amount(name, value, "a number between 0 and 1000000"))
+
+
+def _share(name: str, value: Any) -> float:
+    words = "a share between 0 and 1, such as 0.95"
+    share = float(_amount(name, value, words))
+    if share > 1:
+        raise wrong_value(name, f"'{name}' must be {words}.")
+    return share
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -433,6 +514,8 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "ignore": _names,
     "max_cost": _amount,
     "max_latency_s": _number,
-    "min_success": _number,
+    "min_success": _share,
+    "require_tags": _names,
+    "exclude_tags": _names,
     "allow_fallbacks": _flag,
 }

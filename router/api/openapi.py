@@ -24,6 +24,7 @@ _TYPES = {
 _NOTES = {
     "prompt": "What to make.",
     "model": "A model of GET /v1/models, one of its aliases, or provider/model to pin a provider.",
+    "models": "Models to ask in turn when model cannot serve the request; metadata.warnings tells if one of them did.",
     "n": "How many pictures.",
     "size": "WIDTHxHEIGHT in pixels, or auto.",
     "response_format": "What each item of data carries. Left out: b64_json for gpt-image models, else url.",
@@ -119,6 +120,7 @@ def _images(name: str, summary: str, bodies: dict[str, str], *, stream: bool = T
             "description": "Sent again with the same body, the first result comes back and costs nothing.",
             "schema": {"type": "string"},
         },
+        *_routing_headers(),
     ]
     operation["requestBody"] = {
         "required": True,
@@ -305,6 +307,9 @@ def _field(name: str) -> Json:
         }
     elif name == "provider":
         schema = {"anyOf": [_preferences(), {"type": "null"}]}
+    elif name == "models":
+        named = {"type": "string", "minLength": 1, "maxLength": 256}
+        schema = {"type": ["array", "null"], "items": named, "maxItems": fields.MAX_MODELS}
     elif name in fields.WORDS:
         words: list[Any] = [*fields.WORDS[name], None]
         schema = {"enum": [*words, True, False] if name == "background" else words}
@@ -348,19 +353,26 @@ def _bounds(name: str) -> Json:
 def _preferences() -> Json:
     names = {"type": ["array", "null"], "items": _text(), "maxItems": 64}
     number = {"type": ["number", "null"], "minimum": 0, "maximum": 1_000_000}
-    return {
-        "type": "object",
-        "properties": {
-            "sort": {"enum": [*fields.SORTS, None]},
-            "order": names,
-            "only": names,
-            "ignore": names,
-            "max_cost": number,
-            "max_latency_s": number,
-            "min_success": number,
-            "allow_fallbacks": {"type": ["boolean", "null"]},
-        },
+    schemas: dict[str, Json] = dict.fromkeys(fields.PREFERENCES, names) | {
+        "sort": {"enum": [*fields.SORTS, None]},
+        "max_cost": number,
+        "max_latency_s": number,
+        "min_success": number | {"maximum": 1},
+        "allow_fallbacks": {"type": ["boolean", "null"]},
     }
+    told = {name: {"description": fields.PREFERENCES[name]} | schema for name, schema in schemas.items()}
+    return {"type": "object", "additionalProperties": False, "properties": told}
+
+
+def _routing_headers() -> list[Json]:
+    """The same preferences by header, for clients that cannot add to the body, and how long the client waits."""
+    told = {fields.HEADERS[name].decode(): words for name, words in fields.PREFERENCES.items()}
+    told["x-pixelroute-models"] = "models of the body, separated by commas."
+    told["x-pixelroute-deadline-s"] = "Seconds after which the client no longer needs the answer."
+    return [
+        {"name": name.title(), "in": "header", "description": words, "schema": {"type": "string"}}
+        for name, words in told.items()
+    ]
 
 
 def _contradictions() -> Json:

@@ -108,6 +108,7 @@ def _attempt(attempt: AttemptSummary) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "provider": attempt.provider,
         "target": attempt.target,
+        "role": attempt.role,
         "outcome": attempt.outcome,
         "latency_ms": attempt.latency_ms,
         "cost": money_text(attempt.cost_nanos),

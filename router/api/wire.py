@@ -150,7 +150,10 @@ def _request(
 ) -> ImageRequest:
     if operation is not Operation.VARIATION:
         _require_prompt(known)
-    model = known.get("model", default_model)
+    models = fields.read_models(known, headers)
+    model = known.get("model")
+    if model is None:
+        model, models = (models[0], models[1:]) if models else (default_model, models)
     if model is None:
         raise fields.missing("model")
     fields.check_values(known)
@@ -162,6 +165,7 @@ def _request(
     n = fields.read_n(known)
     size = fields.read_size(known, warnings)
     stream = bool(known.get("stream", False)) and operation is not Operation.VARIATION
+    later = known.get("later", False) or _prefers_async(headers)
     if stream and known.get("later"):
         raise fields.wrong_value("background", "A request that runs in the background cannot be streamed.")
     for name in fields.PASSED_ON:
@@ -186,9 +190,11 @@ def _request(
         partial_images=known.get("partial_images", 0) if stream else 0,
         user=known.get("safety_identifier") or known.get("user"),
         extra=extra,
+        models=models,
+        deadline_s=fields.read_deadline(headers, waits=not (stream or later)),
         preferences=fields.read_preferences(known.get("provider"), headers),
         warnings=tuple(warnings),
-        later=known.get("later", False) or _prefers_async(headers),
+        later=later,
         webhook_url=known.get("webhook_url"),
     )
 

@@ -16,7 +16,7 @@ TOLL = 0.05  # of what a request costs, for the first look; doubles with every l
 class Budget:
     """One model's account."""
 
-    __slots__ = ("_at", "_count", "_last", "_settings", "credit", "rate", "spend", "typical", "waste")
+    __slots__ = ("_at", "_count", "_last", "_settings", "credit", "rate", "reserved", "spend", "typical", "waste")
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
@@ -28,6 +28,7 @@ class Budget:
         self.typical = 0.0  # nanos: running mean of what a request is expected to cost, waiting included
         self.spend = 0.0  # nanos
         self.waste = 0.0  # nanos spent without a picture to show for it
+        self.reserved = 0  # nanos that calls under way may yet waste
 
     def arrival(self, now: float) -> None:
         """A request comes in: it earns a share of a look, more of one where requests are rare."""
@@ -62,7 +63,14 @@ class Budget:
         """Whether this much more may be wasted: a share of the last hour's spend, or a few calls where that is less."""
         self._fade(now)
         s = self._settings
-        return self.waste + price <= max(s.waste_share * self.spend, s.waste_floor_calls * price)
+        return self.waste + self.reserved + price <= max(s.waste_share * self.spend, s.waste_floor_calls * price)
+
+    def reserve(self, price: int) -> None:
+        """Hold this much for a call that may be wasted, until it is released and what became of it is booked."""
+        self.reserved += price
+
+    def release(self, price: int) -> None:
+        self.reserved -= price
 
     def _fade(self, now: float) -> None:
         keep = math.exp(-max(0.0, now - self._at) / SPEND_S)

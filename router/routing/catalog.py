@@ -69,15 +69,12 @@ class Catalog:
         return request, warnings
 
     def fits(self, request: ImageRequest, model: Model, pinned: str | None) -> tuple[Fit, ...]:
-        """Every target of the model with what it lacks; RequestError 400 naming the field when none can serve."""
-        fits = tuple(
+        """Every target of the model with what it lacks."""
+        return tuple(
             Fit(target, _lacks(request, target))
             for target in model.targets
             if pinned is None or target.provider == pinned
         )
-        if not any(fit.lacks is None for fit in fits):
-            raise _infeasible(request, model, fits)
-        return fits
 
 
 def _lacks(request: ImageRequest, target: Target) -> str | None:
@@ -98,7 +95,8 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
 _ORDER = ("operation", "inputs", "mask", "background", "size")
 
 
-def _infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
+def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
+    """What to tell the client when none of these can serve: a 400 that names the field."""
     lacks = max((fit.lacks for fit in fits if fit.lacks), key=_ORDER.index, default="operation")
     targets = [fit.target for fit in fits if fit.lacks == lacks]
     if lacks == "size":
@@ -161,6 +159,8 @@ def _described(name: str, model: Model) -> dict[str, Any]:
         "output_formats": sorted({form for target in model.targets for form in target.formats}),
         "sizes": sorted({str(target.sizes) for target in model.targets}),
         "tags": list(model.tags),
+        "provider_tags": {target.provider: list(target.tags) for target in model.targets if target.tags},
+        "fallbacks": list(model.fallbacks),
         "aliases": list(model.aliases),
         "shutdown_date": model.retires.isoformat() if model.retires else None,
         "successor": model.successor,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from router.records import record
-from router.types import Preferences
-
-NO_PREFERENCES = Preferences()
+from router.types import NO_PREFERENCES, Preferences
 
 
 @record
@@ -25,7 +24,9 @@ class Candidate:
     excluded: str | None = None
     weight: float = 1.0  # share of the requests, for the preset `weighted` and within a priority
     priority: int = 0  # for the preset `priority`: lowest first
-    tags: frozenset[str] = frozenset()  # data regions, licences: `eu`, `non-commercial`
+    rank: int = 0  # of its model: those of another model (1, 2, ...) serve only when none of a lower rank can
+    tags: tuple[str, ...] = ()  # data regions, licences: `region:eu`, `non-commercial`
+    limits: tuple[Preferences, ...] = ()  # constraints that hold beside the request's: its model's, the client key's
     failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts
     limit_s: float = 120.0  # an attempt is given up after this long
 
@@ -46,13 +47,20 @@ class RouteRequest:
 
 
 class Infeasible(Exception):
-    """The caller's constraints leave no target; ``nearest`` misses ``filter``, the last one it fails, by the least."""
+    """The constraints leave no target.
 
-    def __init__(self, message: str, nearest: str | None, filter: str) -> None:
+    ``nearest`` misses the fewest, by the least; ``missed`` are those, the worst first. ``others`` says of every target
+    what it misses.
+    """
+
+    def __init__(
+        self, message: str, nearest: str, missed: tuple[str, ...], others: Mapping[str, tuple[str, ...]]
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.nearest = nearest
-        self.filter = filter
+        self.missed = missed
+        self.others = others
 
 
 class Result(StrEnum):

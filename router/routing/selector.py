@@ -17,12 +17,12 @@ from typing import Any
 from router.errors import Billed, ErrorKind
 from router.routing.breaker import CLOSED, PROBE, STUCK
 from router.routing.budget import Budget
-from router.routing.constraints import constrain, constrains
+from router.routing.constraints import constrain
 from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
 from router.routing.fleet import COMPLETE, PHASES, Fleet
 from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
-from router.routing.request import Candidate, Outcome, Result, RouteRequest, Sample
+from router.routing.request import Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
 from router.routing.stats import Arm, Flight
 from router.routing.work import SizeLaw, Work
@@ -55,6 +55,7 @@ class Selector:
         self._sessions: dict[tuple[str, str], tuple[str, float]] = {}  # by model and session: target and when
         self._flights: dict[str, Flight] = {}  # by attempt id
         self._retries: dict[str, tuple[float, float]] = {}  # by target: retries left, and when that was
+        self._reserved: dict[str, tuple[str, int]] = {}  # by attempt id of a rescue: model, and nanos held for it
 
     # -- choosing
 
@@ -76,7 +77,7 @@ class Selector:
         if first:
             budget.arrival(now)
         rows = self._rows(request, now, tried, elapsed_s)
-        if constrains(preferences):
+        if preferences.constrains or [c for c in request.candidates if c.limits or c.rank]:
             constrain(request, rows, tried)
         ask = Ask(
             request.model,
@@ -254,6 +255,8 @@ class Selector:
 
     def on_end(self, attempt_id: str, outcome: Outcome, now: float) -> None:
         """The attempt ended. An id that is not running is ignored, so that it is safe to report twice."""
+        if self._reserved and (held := self._reserved.pop(attempt_id, None)) is not None:
+            self._budget(held[0]).release(held[1])
         flight = self._flights.pop(attempt_id, None)
         if flight is None:
             return
@@ -326,11 +329,7 @@ class Selector:
         s = self.settings
         target = target or (tried[-1] if tried else "")
         price = next((c.price_nanos for c in request.candidates if c.target == target), 0)
-        preferences = request.preferences
-        others = (preferences.allow_fallbacks or bool(preferences.order)) and any(
-            c.excluded is None and c.target != target and c.target not in tried and self._ready(c, now)
-            for c in request.candidates
-        )
+        others = self._others(request, now, (*tried, target), elapsed_s)
         left, at = self._retries.get(target, (RETRIES, now))
         left = min(RETRIES, left + max(now - at, 0.0) / s.retry_every_s)
         step = next_step(
@@ -349,15 +348,21 @@ class Selector:
         self._retries[target] = left - (step.action == "retry"), now
         return step
 
-    def _ready(self, candidate: Candidate, now: float) -> bool:
-        breaker = self._fleet.breakers.get(candidate.target)
-        return breaker is None or breaker.check(now, math.inf)[0] in (None, PROBE, "full")
+    def _others(self, request: RouteRequest, now: float, tried: Sequence[str], elapsed_s: float) -> bool:
+        """Whether another target stands ready that the constraints allow."""
+        rows = self._rows(request, now, tried, elapsed_s)
+        try:
+            constrain(request, rows, tried)
+        except Infeasible:
+            return False
+        return any(row.why in (None, PROBE, "full") for row in rows)
 
-    def rescue_after(self, decision: Decision, now: float) -> float | None:
+    def rescue_after(self, decision: Decision, now: float, *, wanted: bool = False) -> float | None:
         """Seconds of silence after which a second copy elsewhere is worth its price.
 
-        None if it never is, if nothing stands behind the chosen target, if the waste budget is spent, or if
-        ``settings.rescue`` is off; a probe of a target that hung is rescued in any case.
+        None if it never is, if nothing stands behind the chosen target, if the waste budget is spent, or if it is
+        neither ``wanted`` for this request nor by ``settings.rescue``; a probe of a target that hung is rescued in any
+        case.
         """
         chosen, second = decision.chosen, decision.second
         if chosen is None or second is None:
@@ -365,7 +370,7 @@ class Selector:
         stuck = self._fleet.arm(decision.ask.operation, chosen.target, chosen.provider).stalls
         if decision.mode == "probe" and self._fleet.breakers[chosen.target].reason == STUCK:
             stuck = PROBE_STUCK
-        elif not self.settings.rescue:
+        elif not (wanted or self.settings.rescue):
             return None
         if not self._budget(decision.ask.model).affords(second.price, now):
             return None
@@ -378,6 +383,27 @@ class Selector:
             value_of_time=decision.ask.value_of_time,
             limit_s=chosen.limit_s,
         )
+
+    def rescue(
+        self, request: RouteRequest, now: float, tried: Sequence[str], elapsed_s: float, attempt_id: str
+    ) -> Decision | None:
+        """The choice of a second copy's target, the silent one being the last of ``tried``.
+
+        None if no other is in good health or the waste budget does not cover its price. The price is held in the
+        budget until ``on_end(attempt_id)``, so that a hang of many calls does not start more than the budget has.
+        """
+        try:
+            decision = self.choose(request, now, tried, elapsed_s)
+        except Infeasible:
+            return None
+        if decision.chosen is None or decision.mode == "panic":
+            return None
+        budget = self._budget(request.model)
+        if not budget.affords(decision.chosen.price, now):
+            return None
+        budget.reserve(decision.chosen.price)
+        self._reserved[attempt_id] = request.model, decision.chosen.price
+        return decision
 
     # -- operating
 

@@ -230,6 +230,7 @@ def test_the_choice_its_reason_and_who_was_left_out(telemetry: Telemetry) -> Non
     telemetry.decision("flux", "fal", "balanced", "best", excluded)
     telemetry.failover("flux", "spot", "fal", "server_error")
     telemetry.retry("fal", "not_sent")
+    telemetry.rescue("flux", "spot", "fal", True)
     scrape = Scrape(telemetry)
     assert scrape("routing_decisions_total", model="flux", provider="fal", policy="balanced", reason="best") == 1
     assert scrape("routing_exclusions_total", provider="spot", reason="circuit") == 1
@@ -237,6 +238,7 @@ def test_the_choice_its_reason_and_who_was_left_out(telemetry: Telemetry) -> Non
     assert scrape("routing_exclusions_total", provider="spot", reason="price") == 1
     assert scrape("failovers_total", from_provider="spot", to_provider="fal", reason="server_error") == 1
     assert scrape("retries_total", provider="fal", reason="not_sent") == 1
+    assert scrape("rescues_total", from_provider="spot", to_provider="fal", won="true") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from starlette.applications import Starlette
 
 from router.api import Exchange, build_app, routes
+from router.types import NO_PREFERENCES, Preferences
 from tests.router.api.fake import FakeGateway
 
 KEY = "sk-test-3kQ9"
@@ -21,6 +22,7 @@ class Key:
     project: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
+    preferences: Preferences = NO_PREFERENCES
 
 
 @pytest.fixture

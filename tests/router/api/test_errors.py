@@ -128,6 +128,12 @@ JSON_TABLE: list[tuple[str, Any, int, str | None, str | None]] = [
     ("provider-order", OK | {"provider": {"order": "fal"}}, 400, "invalid_type", "provider.order"),
     ("provider-cost", OK | {"provider": {"max_cost": "much"}}, 400, "invalid_value", "provider.max_cost"),
     ("provider-cost-nan", OK | {"provider": {"max_cost": "NaN"}}, 400, "invalid_value", "provider.max_cost"),
+    ("provider-unknown", OK | {"provider": {"max_price": 1}}, 400, "unknown_parameter", "provider.max_price"),
+    ("provider-share", OK | {"provider": {"min_success": 95}}, 400, "invalid_value", "provider.min_success"),
+    ("provider-tags", OK | {"provider": {"require_tags": "eu"}}, 400, "invalid_type", "provider.require_tags"),
+    ("models-type", OK | {"models": "b"}, 400, "invalid_type", "models"),
+    ("models-many", OK | {"models": ["b"] * 9}, 400, "array_above_max_length", "models"),
+    ("models-empty", OK | {"models": [""]}, 400, "invalid_value", "models"),
     ("provider-flag", OK | {"provider": {"allow_fallbacks": 1}}, 400, "invalid_type", "provider.allow_fallbacks"),
 ]
 

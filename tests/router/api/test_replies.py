@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from pricing import ImageSize
 from router.api import Exchange
+from router.api.wire import parse_generation
 from router.types import GeneratedImage, Operation
 from tests.router.api.fake import MODELS, FakeGateway, mask, picture
 
@@ -348,7 +350,7 @@ async def test_preferences(client: httpx.AsyncClient, gateway: FakeGateway) -> N
         "X-Pixelroute-Max-Latency-S": "9", "X-Pixelroute-Allow-Fallbacks": "False",
     }  # fmt: skip
     await post(client, OK, headers=headers)
-    body = {"sort": "cheapest", "order": ["a"], "ignore": ["b"], "min_success": 0.9, "max_cost": 0.1, "made_up": 1}
+    body = {"sort": "cheapest", "order": ["a"], "ignore": ["b"], "min_success": 0.9, "max_cost": 0.1}
     await post(client, OK | {"provider": body}, headers=headers)
     first, second = (request.preferences for request in gateway.requests)
     assert (first.sort, first.only, str(first.max_cost)) == ("fastest", ("fal", "openai"), "0.05")
@@ -357,6 +359,42 @@ async def test_preferences(client: httpx.AsyncClient, gateway: FakeGateway) -> N
     assert (second.min_success, second.only) == (0.9, ("fal", "openai"))
     response = await client.post(GENERATE, json=OK, headers={"X-Pixelroute-Max-Cost": "cheap"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "provider.max_cost")
+
+
+async def test_tags_by_body_and_by_header(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    headers = {"X-Pixelroute-Require-Tags": "region:eu, fast", "X-Pixelroute-Exclude-Tags": "preview"}
+    await post(client, OK, headers=headers)
+    await post(client, OK | {"provider": {"exclude_tags": ["non-commercial"]}}, headers=headers)
+    first, second = (request.preferences for request in gateway.requests)
+    assert (first.require_tags, first.exclude_tags) == (("region:eu", "fast"), ("preview",))
+    assert (second.require_tags, second.exclude_tags) == (("region:eu", "fast"), ("non-commercial",))
+
+
+async def test_models_to_ask_in_turn(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    await post(client, OK | {"models": ["a", "b"]})
+    await post(client, {"prompt": "a cat", "models": [OK["model"], "b"]})
+    await post(client, OK, headers={"X-Pixelroute-Models": "b, c"})
+    await post(client, OK)
+    await edit(client, ("image", A), ("models[]", (None, b"b")), **OK)
+    asked = [(request.model, request.models) for request in gateway.requests]
+    model = OK["model"]
+    assert asked == [(model, ("a", "b")), (model, ("b",)), (model, ("b", "c")), (model, None), (model, ("b",))]
+
+
+@pytest.mark.parametrize(
+    ("headers", "more", "deadline_s"),
+    [
+        ({}, {}, None),
+        ({"X-Stainless-Read-Timeout": "20"}, {}, 19.0),  # the answer must be there before the client gives up
+        ({"X-Stainless-Read-Timeout": "20"}, {"stream": True}, None),  # where it is the time between two events
+        ({"X-Stainless-Read-Timeout": "20"}, {"background": True}, None),
+        ({"X-Stainless-Read-Timeout": "none"}, {}, None),
+        ({"X-Stainless-Read-Timeout": "20", "X-Pixelroute-Deadline-S": "7.5"}, {"stream": True}, 7.5),
+    ],
+)
+def test_how_long_the_client_waits(headers: dict[str, str], more: dict[str, Any], deadline_s: float) -> None:
+    sent = {name.lower().encode(): value.encode() for name, value in headers.items()}
+    assert parse_generation(orjson.dumps(OK | more), headers=sent).deadline_s == deadline_s
 
 
 # --- forms ------------------------------------------------------------------------------------------------------

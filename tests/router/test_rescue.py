@@ -1,0 +1,423 @@
+"""A second target beside one that is probably stuck: when it starts, who wins, and that both are booked.
+
+Time is the test's: the gateway's clock and its sleep stand still until they are moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from router.errors import Billed, ErrorKind, ProviderError, RequestError
+from router.gateway import Clock, Gateway
+from router.ledger import Reports
+from router.providers.base import Call, Job, Partial
+from router.types import Caller, GeneratedImage, ImageResult, PartialImage, Preferences
+from tests.router.test_gateway import CONFIG, House, ask, made, png
+
+pytestmark = pytest.mark.anyio
+
+
+class Time:
+    """A clock that moves only when it is told to, and wakes who waits on it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[tuple[float, asyncio.Event]] = []
+        self.happened = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        event = asyncio.Event()
+        self.waits.append((self.now + seconds, event))
+        self.happened.set()
+        await event.wait()
+
+    def move(self, seconds: float) -> None:
+        self.now += seconds
+        for until, event in self.waits:
+            if until <= self.now:
+                event.set()
+
+
+class Stage(House):
+    """The house with time in hand."""
+
+    def __init__(self, directory: Path, text: str = CONFIG, **more: Any) -> None:
+        super().__init__(directory, text, **more)
+        self.time = Time()
+        numbers = itertools.count(1)
+        start = datetime(2026, 11, 20, tzinfo=UTC) - timedelta(seconds=self.time.now)
+        gateway: Gateway = self.gateway
+        gateway._clock = Clock(
+            lambda: start + timedelta(seconds=self.time.now),
+            lambda: self.time.now,
+            lambda: f"att_{next(numbers)}",
+            self.time.sleep,
+        )
+        self.wire.before = lambda provider: self.time.happened.set()
+        self.hung: dict[str, int] = {}  # calls that were stopped while they hung, by provider
+        self.told: list[str] = []  # cancellations that a provider was sent
+
+        async def call(call: Call, provider: Any, auth: Any, *, timeout_s: float) -> httpx.Response:
+            self.told.append(f"{call.request.method} {call.request.url}")
+            return httpx.Response(202, request=call.request)
+
+        self.wire.call = call  # type: ignore[attr-defined]
+
+    def hangs(self, provider: str, *, job: bool = False) -> Callable[..., Any]:
+        """An answer that never comes."""
+
+        async def hang(on_job: Any, on_partial: Any) -> ImageResult:
+            if job:
+                await on_job(
+                    Job(
+                        "job-1",
+                        {
+                            "status_url": "https://queue.fal.run/s",
+                            "response_url": "https://queue.fal.run/r",
+                            "cancel_url": "https://queue.fal.run/c",
+                        },
+                    )
+                )
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.hung[provider] = self.hung.get(provider, 0) + 1
+            raise AssertionError
+
+        return hang
+
+    async def until(self, sent: int) -> None:
+        """Until so many calls have left."""
+        async with asyncio.timeout(5):
+            while len(self.wire.sent) < sent:
+                self.time.happened.clear()
+                await self.time.happened.wait()
+
+    async def armed(self) -> float:
+        """Seconds from now to the moment when the rescue is due."""
+        async with asyncio.timeout(5):
+            while not self.time.waits:
+                self.time.happened.clear()
+                await self.time.happened.wait()
+        return self.time.waits[-1][0] - self.time.now
+
+
+@pytest.fixture
+async def stage(tmp_path: Path):
+    async with Stage(tmp_path) as built:
+        yield built
+
+
+async def test_a_silent_target_is_rescued_and_both_are_booked(stage: Stage) -> None:
+    stage.wire.answers["fal"] = [stage.hangs("fal")]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0), routing=True))
+    due_s = await stage.armed()
+    assert 6.0 < due_s < 30.0  # far beyond the p95 of 6 s, well before the deadline
+    await stage.until(1)
+    stage.time.move(due_s - 0.1)
+    await asyncio.sleep(0)
+    assert stage.wire.sent == ["fal"]
+    stage.time.move(0.2)
+    completed = await waiting
+    assert completed.executed_model == "gpu-fast/flux"
+    assert stage.hung == {"fal": 1}
+    first, second = stage.rows()
+    assert (first.opening.role, first.opening.attempt_no, first.state) == ("first", 1, "unknown")
+    assert (first.settlement.outcome, first.unsettled_nanos, first.settlement.delivered) == (
+        "cancelled",
+        8_000_000,
+        False,
+    )
+    assert (second.opening.role, second.opening.attempt_no, second.state) == ("rescue", 2, "settled")
+    assert second.settlement.delivered
+    told = [(attempt.role, attempt.outcome, attempt.billed) for attempt in completed.attempts]
+    assert told == [("first", "cancelled", "maybe"), ("rescue", "success", "yes")]
+    assert completed.cost_nanos == 12_000_000
+    assert stage.watch.named("rescue") == [("flux", "fal", "gpu-fast", True)]
+    assert stage.selector.snapshot(stage.time.now)["fal/flux"]["generate"]["in_flight"] == 0
+    assert completed.routing is not None
+    assert completed.routing["chosen"] == "gpu-fast/flux"
+    assert completed.provider_s == pytest.approx(due_s + 0.1)
+
+
+async def test_waste_is_told_apart_in_the_report(stage: Stage) -> None:
+    stage.wire.answers["fal"] = [stage.hangs("fal")]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await waiting
+    with Reports(stage.url) as reports:
+        rows = {row.group: row for row in reports.costs("role")}
+    assert rows["first"].unsettled_nanos == 8_000_000
+    assert (rows["rescue"].cost_nanos, rows["rescue"].undelivered_nanos) == (12_000_000, 0)
+
+
+async def test_the_first_may_still_win_and_the_second_is_stopped(stage: Stage) -> None:
+    going = asyncio.Event()
+
+    async def slow(on_job: Any, on_partial: Any) -> ImageResult:
+        await going.wait()
+        return made((1024, 1024))
+
+    stage.wire.answers["fal"] = [slow]
+    stage.wire.answers["gpu-fast"] = [stage.hangs("gpu-fast")]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    going.set()
+    completed = await waiting
+    assert completed.executed_model == "fal/flux"
+    assert stage.hung == {"gpu-fast": 1}
+    assert [(row.opening.role, row.state) for row in stage.rows()] == [("first", "settled"), ("rescue", "unknown")]
+    assert stage.watch.named("rescue") == [("flux", "fal", "gpu-fast", False)]
+
+
+async def test_a_picture_that_comes_too_late_is_booked_as_paid_for_nobody(stage: Stage) -> None:
+    loading = asyncio.Event()
+
+    async def download(url: str, provider: Any, *, timeout_s: float, max_bytes: int) -> Any:
+        loading.set()
+        await asyncio.Event().wait()
+
+    stage.wire.download = download  # type: ignore[method-assign]
+    stage.wire.answers["fal"] = [ImageResult((GeneratedImage(url="https://v3.fal.media/a.png"),))]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    await loading.wait()
+    stage.time.move(await stage.armed())
+    completed = await waiting
+    assert completed.executed_model == "gpu-fast/flux"
+    first, second = stage.rows()
+    assert (first.state, first.cost_nanos, first.settlement.delivered) == ("settled", 8_000_000, False)
+    assert (second.state, second.cost_nanos, second.settlement.delivered) == ("settled", 12_000_000, True)
+    assert completed.cost_nanos == 20_000_000  # what the request cost, the waste included
+    with Reports(stage.url) as reports:
+        rows = {row.group: row for row in reports.costs("role")}
+    assert rows["first"].undelivered_nanos == 8_000_000
+
+
+async def test_the_loser_is_cancelled_at_its_provider_and_settled_by_what_became_of_it(stage: Stage) -> None:
+    stage.wire.answers["fal"] = [
+        stage.hangs("fal", job=True),
+        ProviderError(ErrorKind.CANCELLED, "removed from the queue", billed=Billed.NO),  # asked about it afterwards
+    ]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    completed = await waiting
+    assert completed.provider == "gpu-fast"
+    await stage.gateway.close(5.0)
+    assert stage.told == ["PUT https://queue.fal.run/c"]
+    assert [(row.state, row.cost_nanos) for row in stage.rows()] == [("void", 0), ("settled", 12_000_000)]
+
+
+async def test_when_both_fail_the_request_goes_on_elsewhere_as_after_any_failure(stage: Stage) -> None:
+    failing = asyncio.Event()
+
+    async def fails(on_job: Any, on_partial: Any) -> ImageResult:
+        await failing.wait()
+        raise ProviderError(ErrorKind.SERVER_ERROR, "boom", billed=Billed.NO)
+
+    stage.wire.answers |= {"fal": [fails], "gpu-fast": [fails]}
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    failing.set()
+    assert (await waiting).executed_model == "gpu-spot/flux"
+    roles = [(row.opening.attempt_no, row.opening.role, row.state) for row in stage.rows()]
+    assert roles == [(1, "first", "void"), (2, "rescue", "void"), (3, "failover", "settled")]
+
+
+async def test_a_failure_of_the_first_leaves_the_rescue_running(stage: Stage) -> None:
+    failing, going = asyncio.Event(), asyncio.Event()
+
+    async def fails(on_job: Any, on_partial: Any) -> ImageResult:
+        await failing.wait()
+        raise ProviderError(ErrorKind.NO_ANSWER, "reset")
+
+    async def comes(on_job: Any, on_partial: Any) -> ImageResult:
+        await going.wait()
+        return made((1024, 1024))
+
+    stage.wire.answers |= {"fal": [fails], "gpu-fast": [comes]}
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    failing.set()
+    await asyncio.sleep(0.01)
+    going.set()
+    assert (await waiting).executed_model == "gpu-fast/flux"
+    assert len(stage.wire.sent) == 2
+
+
+async def test_a_refusal_ends_both(stage: Stage) -> None:
+    refusing = asyncio.Event()
+
+    async def refuses(on_job: Any, on_partial: Any) -> ImageResult:
+        await refusing.wait()
+        raise ProviderError(ErrorKind.REFUSED, "because", billed=Billed.NO)
+
+    stage.wire.answers |= {"fal": [refuses], "gpu-fast": [stage.hangs("gpu-fast")]}
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    refusing.set()
+    with pytest.raises(RequestError) as caught:
+        await waiting
+    assert caught.value.code == "moderation_blocked"
+    assert stage.hung == {"gpu-fast": 1}
+    assert [row.state for row in stage.rows()] == ["void", "unknown"]
+
+
+# --- when there is none -----------------------------------------------------------------------------------------
+
+
+async def served_without(stage: Stage, request: Any, **more: Any) -> None:
+    """The request waits for its one target however long that takes."""
+    going = asyncio.Event()
+
+    async def slow(on_job: Any, on_partial: Any) -> ImageResult:
+        await going.wait()
+        return made((1024, 1024))
+
+    stage.wire.answers["fal"] = [slow]
+    waiting = asyncio.create_task(stage.run(request, **more))
+    await stage.until(1)
+    stage.time.move(39.0)
+    await asyncio.sleep(0.01)
+    assert stage.wire.sent == ["fal"]
+    going.set()
+    assert (await waiting).executed_model == "fal/flux"
+
+
+async def test_without_a_deadline_nobody_is_rescued_unless_the_operator_wants_it(stage: Stage, tmp_path: Path) -> None:
+    await served_without(stage, ask())
+    assert stage.time.waits == []
+    (tmp_path / "wanted").mkdir()
+    async with Stage(tmp_path / "wanted", CONFIG + "routing: {rescue: true}\n") as wanted:
+        wanted.wire.answers["fal"] = [wanted.hangs("fal")]
+        waiting = asyncio.create_task(wanted.run(ask()))
+        wanted.time.move(await wanted.armed())
+        assert (await waiting).executed_model == "gpu-fast/flux"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": "fal/flux"},
+        {"preferences": Preferences(only=("fal",))},
+        {"preferences": Preferences(allow_fallbacks=False)},
+    ],
+)
+async def test_a_client_that_wants_no_other_target_gets_none(stage: Stage, more: dict[str, Any]) -> None:
+    await served_without(stage, ask(deadline_s=40.0, **more))
+
+
+async def test_what_a_rescue_may_waste_is_bounded(stage: Stage) -> None:
+    """A hang of many calls at once starts no more copies than the budget has money for, in flight or done."""
+    calls = 12
+    stage.wire.answers["fal"] = [stage.hangs("fal")]
+    stage.wire.answers["gpu-fast"] = [stage.hangs("gpu-fast")]
+    stage.wire.answers["gpu-spot"] = [stage.hangs("gpu-spot")]
+    picked = ask(deadline_s=40.0, preferences=Preferences(order=("fal", "gpu-fast")))
+    waiting = [
+        asyncio.create_task(stage.gateway.run(picked, Caller(f"k{number}"), request_id=f"req_{number}"))
+        for number in range(calls)
+    ]
+    await stage.until(calls)
+    await stage.armed()
+    due = [until for until, _ in stage.time.waits]
+    stage.time.move(max(due) - stage.time.now)
+    await asyncio.sleep(0.1)
+    rescues = len(stage.wire.sent) - calls
+    assert 1 <= rescues <= stage.settings.routing.waste_floor_calls
+    await stage.gateway.close(0.0)
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+STREAMS = CONFIG.replace(
+    "        sizes: {max_side: 2048}\n", "        sizes: {max_side: 2048}\n        streams: true\n"
+)
+
+
+async def test_a_stream_that_has_shown_a_partial_picture_is_not_rescued(tmp_path: Path) -> None:
+    async with Stage(tmp_path, STREAMS) as stage:
+        shown: list[Any] = []
+        going = asyncio.Event()
+
+        async def emit(event: Any) -> None:
+            shown.append(event)
+
+        async def partial(on_job: Any, on_partial: Any) -> ImageResult:
+            await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+            await going.wait()
+            return made((1024, 1024))
+
+        stage.wire.answers["fal"] = [partial]
+        waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0, stream=True, partial_images=1), emit=emit))
+        stage.time.move(await stage.armed())
+        await asyncio.sleep(0.01)
+        assert stage.wire.sent == ["fal"]
+        going.set()
+        await waiting
+        assert [type(event) for event in shown].count(PartialImage) == 1
+
+
+async def test_a_router_that_stops_books_both_as_unknown(stage: Stage) -> None:
+    stage.wire.answers |= {"fal": [stage.hangs("fal")], "gpu-fast": [stage.hangs("gpu-fast")]}
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    await stage.gateway.close(0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [row.state for row in stage.rows()] == ["unknown", "unknown"]
+    assert stage.told == []
+
+
+# --- the deadline -----------------------------------------------------------------------------------------------
+
+
+async def test_no_attempt_outlives_the_clients_deadline(stage: Stage) -> None:
+    limits: list[float] = []
+    run = stage.wire.run
+
+    async def timed(*args: Any, timeout_s: float, **more: Any) -> Any:
+        limits.append(timeout_s)
+        stage.time.move(15.0)
+        return await run(*args, timeout_s=timeout_s, **more)
+
+    stage.wire.run = timed  # type: ignore[method-assign]
+    for provider in ("fal", "gpu-fast", "gpu-spot"):
+        stage.wire.answers[provider] = [ProviderError(ErrorKind.NO_ANSWER, "timeout", billed=Billed.NO)]
+    with pytest.raises(RequestError) as caught:
+        await stage.run(ask(deadline_s=20.0))
+    assert (caught.value.status, caught.value.code) == (504, "timeout")
+    assert limits == [20.0, 5.0]
+
+
+async def test_a_longer_wait_of_the_client_does_not_stretch_the_routers_limit(stage: Stage) -> None:
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=600.0)))
+    await waiting
+    assert stage.time.waits == []
+
+
+async def test_the_only_target_is_asked_again_after_the_time_it_names(stage: Stage) -> None:
+    stage.wire.answers["fal"] = [
+        ProviderError(ErrorKind.RATE_LIMITED, "slow down", retry_after_s=7.0),
+        made((1024, 1024)),
+    ]
+    waiting = asyncio.create_task(stage.run(ask("fal/flux")))
+    pause = await stage.armed()
+    assert 7.0 <= pause <= 7.2
+    stage.time.move(pause)
+    completed = await waiting
+    assert [(attempt.role, attempt.outcome) for attempt in completed.attempts] == [
+        ("first", "rate_limited"),
+        ("retry", "success"),
+    ]
