@@ -223,12 +223,13 @@ def billed(error: ProviderError, provider: Provider) -> Billed:
     return Billed(fact) if fact is not None else CONSEQUENCES[error.kind].billed
 
 
-def outcome(error: ProviderError, cost_nanos: int) -> Outcome:
-    """The failure in the selector's vocabulary."""
+def outcome(error: ProviderError, cost_nanos: int | None) -> Outcome:
+    """The failure in the selector's vocabulary. ``cost_nanos`` is None where nothing proves what it cost."""
     match error.consequence.health:
         case "failure":
             timed_out = error.kind is ErrorKind.NO_ANSWER
-            return Outcome.failure(timed_out=timed_out, billed=error.billed is not Billed.NO, cost_nanos=cost_nanos)
+            billed = None if error.billed is Billed.MAYBE else error.billed is Billed.YES
+            return Outcome.failure(timed_out=timed_out, billed=billed, cost_nanos=cost_nanos)
         case "capacity":
             return Outcome.rate_limited(error.retry_after_s)
         case "blocked":

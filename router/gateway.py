@@ -526,7 +526,9 @@ class Gateway:
         outcome = error.consequence.outcome
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         nanos = 0 if billed is Billed.NO else cost.effective_nanos
-        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, nanos), now)
+        # The worst case is for the ledger: held against the waste budget, one such failure could use all of it up.
+        proved = nanos if billed is Billed.NO or usage is not None else None
+        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, proved), now)
         if not work.race:
             work.provider_s += duration_s
         role = attempt.opening.role
