@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import hmac
+import importlib.util
 import ipaddress
-import os
 import random
-import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from router import sandbox as emulator
 from router.api.app import build_app, routes
 from router.api.http import Exchange
 from router.api.routing import routing_routes
-from router.config import ConfigError, Settings, load
+from router.config import ConfigError, MediaSettings, Settings, load
 from router.console import Recent, console_routes
 from router.delivery import Delivery
 from router.errors import RequestError
@@ -40,7 +39,7 @@ from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
 from router.ledger.reports import CostRow, SettledUsage
 from router.logs import configure_logs
-from router.mediastore import Directory, MediaStore
+from router.mediastore import Blobs, Directory, MediaStore
 from router.offers import Offers, route
 from router.pool import PoolTransport, is_public
 from router.providers import load_adapter
@@ -92,6 +91,8 @@ def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
     """What only shows when configuration, adapters and price books meet: problems, and notes worth reading."""
     _, _, problems = adapters_for(settings)
     notes: list[str] = []
+    if settings.media.s3 is not None and not has_object_storage():
+        problems.append(f"media.s3: {NO_OBJECT_STORAGE}")
     now = datetime.now(UTC)
     for model in settings.models.values():
         for target in model.targets:
@@ -187,10 +188,8 @@ class Runtime:
         self.selector = Selector(settings.routing, settings.priors, random.Random())  # noqa: S311 - no secret
         pool = PoolTransport()
         self.transport = Transport(pool, guarded=PoolTransport(accepts=is_public))
-        directory = Path(settings.media.directory)
         self.store = MediaStore(
-            Directory(directory),
-            key=_signing_key(directory),
+            blobs_for(settings.media),
             lifetime_s=settings.media.lifetime_s,
             max_bytes=settings.media.max_bytes,
         )
@@ -221,6 +220,7 @@ class Runtime:
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        await self.store.start()
         left = await self.ledger.start()
         self._warm()
         self.gateway.draw(drawn(self.settings))
@@ -312,17 +312,30 @@ def _estimate(left: Unresolved) -> int:
     return left.opening.estimate_nanos
 
 
-def _signing_key(directory: Path) -> bytes:
-    """The key of the links to kept pictures, made once per directory so that links outlive a restart."""
-    path = directory / ".signing-key"
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        directory.mkdir(parents=True, exist_ok=True)
-        key = secrets.token_bytes(32)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(key)
-        return key
+def blobs_for(media: MediaSettings) -> Blobs:
+    """Where pictures are kept. ConfigError if the client for object storage is wanted and not installed."""
+    if media.s3 is None:
+        return Directory(Path(media.directory))
+    if not has_object_storage():
+        raise ConfigError([Problem("configuration", "media.s3", NO_OBJECT_STORAGE)])
+    from router.objectstore import Bucket  # an optional extra
+
+    s3 = media.s3
+    return Bucket(
+        s3.bucket,
+        endpoint=s3.endpoint,
+        region=s3.region,
+        prefix=s3.prefix,
+        access_key_id=s3.access_key,
+        secret_access_key=s3.secret_key,
+    )
+
+
+NO_OBJECT_STORAGE = "needs the extra s3: pip install 'pixelroute[s3]'"
+
+
+def has_object_storage() -> bool:
+    return importlib.util.find_spec("obstore") is not None
 
 
 _OUTCOMES = {401: "rejected", 403: "rejected", 429: "rejected"}
@@ -562,6 +575,8 @@ def _refuse(settings: Settings, host: str) -> None:
 def _secrets(settings: Settings) -> list[str]:
     """Every secret this process holds, for the logs to leave out."""
     found = [provider.key for provider in settings.providers.values()] + [key.secret for key in settings.keys]
+    if (s3 := settings.media.s3) is not None:
+        found += [s3.access_key, s3.secret_key]
     return [secret for secret in (*found, settings.admin_key) if secret]
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_price_books, load_terms
@@ -47,13 +46,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class S3Settings:
+    """A bucket of S3-compatible object storage. Without keys: those of the environment or the machine's role."""
+
+    bucket: str
+    endpoint: str | None = None  # None: AWS
+    region: str = "us-east-1"
+    prefix: str = ""  # of the objects' names, so that a bucket may be shared
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class MediaSettings:
     """Where pictures that need a URL are kept."""
 
     directory: str = "pixelroute-data/media"
     lifetime_s: int = 24 * 3600
     max_bytes: int = 10 * 1024 * MIB
-    s3: Mapping[str, Any] | None = None
+    s3: S3Settings | None = None  # instead of the directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +149,7 @@ def _provider(
     disabled = section.flag("disabled")
     section.done()
     for url_name, url in urls.items():
-        parts = urlsplit(url)
-        if url and (parts.scheme not in ("http", "https") or not parts.netloc):
+        if url and not _is_http(url):
             section.problem(f"urls.{url_name}", "must be an http or https URL")
     if disabled:
         return "disabled in the configuration"
@@ -326,17 +336,14 @@ def _tagged(model: Model, providers: Mapping[str, Provider]) -> Model:
 def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tuple[ClientKey, ...]:
     keys = []
     for name, part in section.sections("keys"):
-        variable = part.text("secret_env", required=True)
+        part.text("secret_env", required=True)
+        secret = _secret(part, "secret_env", env, keyless)
         tags = {tag: str(value) for tag, value in part.mapping("tags").items()}
         team, project, models = part.text("team"), part.text("project"), part.texts("models")
         preferences = _preferences(part.section("preferences"))
         part.done()
-        if variable is None:
-            continue
-        if secret := env.get(variable, "unset" if keyless else None):
+        if secret is not None:
             keys.append(ClientKey(name, secret, team, project, tags, models, preferences))
-        else:
-            part.problem("secret_env", f"the environment variable {variable} is not set")
     if secret := env.get("PIXELROUTE_API_KEY"):
         keys.append(ClientKey("default", secret))
     return tuple(keys)
@@ -416,7 +423,7 @@ def load(
         routing = _routing(root.section("routing"), routing)
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
         limits = _limits(root.section("limits"), limits)
-        media = _media(root.section("media"), media, env)
+        media = _media(root.section("media"), media, env, keyless)
         ledger_url = root.text("ledger") or ledger_url
         public_url = root.text("public_url") or public_url
         prices_directory = root.text("prices") or prices_directory
@@ -489,16 +496,44 @@ def _limits(section: Section, before: Limits) -> Limits:
     return built
 
 
-def _media(section: Section, before: MediaSettings, env: Mapping[str, str]) -> MediaSettings:
+def _media(section: Section, before: MediaSettings, env: Mapping[str, str], keyless: bool) -> MediaSettings:
     built = MediaSettings(
         directory=env.get("PIXELROUTE_MEDIA") or section.text_or("directory", before.directory),
         lifetime_s=section.integer("lifetime_s", before.lifetime_s, least=60),
         max_bytes=section.integer("max_bytes", before.max_bytes, least=MIB),
-        s3=section.mapping("s3") or before.s3,
+        s3=_s3(section.section("s3"), env, keyless) if section.data.get("s3") is not None else before.s3,
     )
-    section.read.update({"directory"})
+    section.read.update({"directory", "s3"})
     section.done()
     return built
+
+
+def _s3(section: Section, env: Mapping[str, str], keyless: bool) -> S3Settings | None:
+    bucket, endpoint = section.text("bucket", required=True), section.text("endpoint")
+    if endpoint is not None and not _is_http(endpoint):
+        section.problem("endpoint", "must be an http or https URL")
+    region, prefix = section.text_or("region", "us-east-1"), section.text_or("prefix", "")
+    keys = [_secret(section, name, env, keyless) for name in ("access_key_env", "secret_key_env")]
+    if ("access_key_env" in section.data) != ("secret_key_env" in section.data):
+        section.problem("", "needs both access_key_env and secret_key_env, or neither")
+    section.done()
+    return S3Settings(bucket, endpoint, region, prefix, *keys) if bucket is not None else None
+
+
+def _secret(section: Section, key: str, env: Mapping[str, str], keyless: bool) -> str | None:
+    """The secret in the environment variable that the file names under ``key``; a problem if it is not set."""
+    variable = section.text(key)
+    if variable is None:
+        return None
+    secret = env.get(variable) or ("unset" if keyless else None)
+    if secret is None:
+        section.problem(key, f"the environment variable {variable} is not set")
+    return secret
+
+
+def _is_http(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 def _names(

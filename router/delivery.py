@@ -7,6 +7,7 @@ megapixels are charged by it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,9 +16,11 @@ import pybase64
 
 from pricing import ImageSize
 from router import media
-from router.errors import ErrorKind, ProviderError
+from router.errors import SERVER, ErrorKind, ProviderError, RequestError
 from router.records import record
 from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
+
+log = logging.getLogger(__name__)
 
 _HEAD = 4096  # characters of base64 that are enough to read any header we know
 _OFF_LOOP = 128 * 1024  # bytes from which decoding and encoding leave the event loop
@@ -71,7 +74,10 @@ class Delivery:
     async def hand_over(
         self, result: ImageResult, request: ImageRequest, response_format: str, request_id: str
     ) -> Delivered:
-        """The fetched pictures in the format and form the client asked for."""
+        """The fetched pictures in the format and form the client asked for.
+
+        RequestError if the client wants nothing but links and the store cannot take the pictures.
+        """
         warnings = list(result.warnings)
         made = tuple(image.size for image in result.images if image.size is not None)
         images = list(result.images)
@@ -83,7 +89,15 @@ class Delivery:
         if request.size is not None and any(size != request.size for size in made):
             warnings.append(Warn("size_changed", f"The provider made {made[0]} instead of {request.size}.", "size"))
         if response_format in ("url", "both"):
-            images = list(await asyncio.gather(*(self._linked(image, request_id) for image in images)))
+            try:
+                images = list(await asyncio.gather(*(self._linked(image, request_id) for image in images)))
+            except OSError as problem:  # a full disk, storage that is away
+                log.error("pictures not stored", exc_info=problem, extra={"request_id": request_id})
+                if response_format == "url":
+                    raise RequestError(
+                        500, "The pictures were made but could not be stored.", code="result_lost", type=SERVER
+                    ) from problem
+                warnings.append(Warn("url_unavailable", "The pictures could not be stored, so they have no URL."))
         if response_format == "url":
             images = [replace(image, data=None, b64=None) for image in images]
         return Delivered(tuple(images), made, images[0].format or "png", tuple(warnings))

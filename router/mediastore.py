@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +25,20 @@ from urllib.parse import parse_qs
 
 from router.media import MEDIA_TYPES
 
+log = logging.getLogger(__name__)
+
 PATH = "/v1/media/"
 """Where links point."""
 
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{2,5}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CHUNK = 256 * 1024
+
+
+class Chunks(Protocol):
+    """A picture's bytes, or some of them."""
+
+    def __call__(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +49,7 @@ class Media:
     media_type: str
     length: int
     max_age_s: int  # how long the link still lives
-    chunks: Callable[[], AsyncIterator[bytes]]
+    chunks: Chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +62,17 @@ class Stored:
 
 
 class Blobs(Protocol):
-    """Where bytes are kept. Names are our own and safe as file names and object keys."""
+    """Where bytes are kept. Names are our own and safe as file names and object keys. What fails is an OSError."""
+
+    async def signing_key(self) -> bytes:
+        """The key of the links to what is kept here, made once: links outlive a restart and hold at all replicas."""
+        ...
 
     async def write(self, name: str, data: bytes, request_id: str) -> None:
         """Keep the picture and note which request made it. Writing what is there already only refreshes it."""
         ...
 
-    async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
+    async def read(self, name: str) -> tuple[int, Chunks] | None:
         """Length and content, None if it is not there."""
         ...
 
@@ -77,32 +92,45 @@ class Blobs(Protocol):
 
     async def recall(self, request_id: str) -> bytes | None: ...
 
+    async def forget(self, request_id: str) -> None:
+        """Drop the document; pictures stay."""
+        ...
+
+    async def remembered(self, prefix: str) -> list[str]:
+        """The ids that begin so and have a document."""
+        ...
+
     async def forget_before(self, moment: float) -> None:
         """Forget every request last written before this, Unix seconds; their pictures go on their own."""
         ...
 
 
 class MediaStore:
-    """Signed links over a Blobs. ``key`` signs; changing it kills all links."""
+    """Signed links over a Blobs. ``key`` signs, changing it kills all links; without one ``start`` asks the Blobs."""
 
     def __init__(
         self,
         blobs: Blobs,
         *,
-        key: bytes,
+        key: bytes | None = None,
         lifetime_s: int = 24 * 3600,
         max_bytes: int = 10 * 2**30,
         now: Callable[[], float] = time.time,
     ) -> None:
-        if len(key) < 16:
+        if key is not None and len(key) < 16:
             raise ValueError("the signing key needs at least 16 bytes")
         self._blobs = blobs
-        self._key = key
+        self._key = key or b""
         self._lifetime_s = lifetime_s
         self._max_bytes = max_bytes
         self._now = now
         self._written = 0  # bytes since the last sweep
         self._crowded = asyncio.Event()
+
+    async def start(self) -> None:
+        """Learn the key. OSError if the storage cannot be reached: better said now than when a picture is paid."""
+        if not self._key:
+            self._key = await self._blobs.signing_key()
 
     async def put(self, data: bytes, format: str, request_id: str) -> str:
         """Keep a picture; the path and query of its link."""
@@ -142,11 +170,19 @@ class MediaStore:
         return await self._blobs.purge(request_id)
 
     async def remember(self, request_id: str, document: bytes) -> None:
-        """Keep a document about a request for the store's lifetime, so that a restart does not lose it."""
+        """Keep a document about a request for the store's lifetime: durable when this returns."""
         await self._blobs.remember(request_id, document)
 
     async def recall(self, request_id: str) -> bytes | None:
         return await self._blobs.recall(request_id)
+
+    async def forget(self, request_id: str) -> None:
+        """Drop the document; pictures stay."""
+        await self._blobs.forget(request_id)
+
+    async def remembered(self, prefix: str) -> list[str]:
+        """The ids that begin so and have a document."""
+        return sorted(await self._blobs.remembered(prefix))
 
     async def sweep(self) -> int:
         """Delete what has outlived its last link, then the oldest until the rest fits; how many went."""
@@ -167,7 +203,10 @@ class MediaStore:
     async def run(self, every_s: float = 600.0) -> None:
         """Sweep at intervals, and sooner when much has come in. Runs until cancelled."""
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except OSError as problem:
+                log.warning("the media store could not be swept: %s", problem)
             try:
                 async with asyncio.timeout(every_s):
                     await self._crowded.wait()
@@ -190,6 +229,7 @@ class Directory:
     """
 
     def __init__(self, root: Path) -> None:
+        self._key = root / ".signing-key"
         self._pictures = root / "pictures"
         self._requests = root / "requests"
         self._documents = root / "documents"
@@ -199,6 +239,19 @@ class Directory:
         for leftover in self._incoming.iterdir():  # of a crash; a running write takes no hour
             if leftover.stat().st_mtime < time.time() - 3600:
                 leftover.unlink(missing_ok=True)
+
+    async def signing_key(self) -> bytes:
+        return await asyncio.to_thread(self._signing_key)
+
+    def _signing_key(self) -> bytes:
+        if not self._key.exists():
+            part = self._incoming / f"signing-key.{os.getpid()}.{threading.get_ident()}"
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with suppress(FileExistsError):  # another process was faster: its key is the one
+                self._key.hardlink_to(part)
+            part.unlink()
+        return self._key.read_bytes()
 
     async def write(self, name: str, data: bytes, request_id: str) -> None:
         await asyncio.to_thread(self._write, name, data, request_id)
@@ -214,23 +267,36 @@ class Directory:
             with (self._requests / request_id).open("a") as notes:
                 notes.write(name + "\n")
 
-    def _place(self, path: Path, data: bytes) -> None:
-        """Whole or not at all, for readers and after a crash."""
+    def _place(self, path: Path, data: bytes, *, durable: bool = False) -> None:
+        """Whole or not at all, for readers and after a crash; ``durable``: on the disk itself before this returns."""
         part = self._incoming / f"{path.name}.{os.getpid()}.{threading.get_ident()}"
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
+        if durable:
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
-    async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
+    async def read(self, name: str) -> tuple[int, Chunks] | None:
         path = self._path(name)
         try:
             length = path.stat().st_size
         except FileNotFoundError:
             return None
 
-        async def chunks() -> AsyncIterator[bytes]:
+        async def chunks(start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+            left = (length if stop is None else stop) - start
             file = await asyncio.to_thread(path.open, "rb")
             try:
-                while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                file.seek(start)
+                while left > 0 and (chunk := await asyncio.to_thread(file.read, min(left, _CHUNK))):
+                    left -= len(chunk)
                     yield chunk
             finally:
                 file.close()
@@ -242,7 +308,16 @@ class Directory:
 
     async def remember(self, request_id: str, document: bytes) -> None:
         if REQUEST_ID.fullmatch(request_id):
-            await asyncio.to_thread(self._place, self._documents / request_id, document)
+            await asyncio.to_thread(self._place, self._documents / request_id, document, durable=True)
+
+    async def forget(self, request_id: str) -> None:
+        if REQUEST_ID.fullmatch(request_id):
+            await asyncio.to_thread(_unlink, [self._documents / request_id])
+
+    async def remembered(self, prefix: str) -> list[str]:
+        return await asyncio.to_thread(
+            lambda: [name for name in os.listdir(self._documents) if name.startswith(prefix)]
+        )
 
     async def recall(self, request_id: str) -> bytes | None:
         if not REQUEST_ID.fullmatch(request_id):
@@ -318,6 +393,27 @@ def response_headers(media: Media) -> dict[str, str]:
         **_HEADERS,
         "content-type": media.media_type,
         "content-length": str(media.length),
+        "accept-ranges": "bytes",
         "cache-control": f"public, max-age={media.max_age_s}, immutable",
         "etag": f'"{media.name[:64]}"',
     }
+
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+def byte_range(header: str, length: int) -> tuple[int, int] | None:
+    """The bytes [start, stop) that a Range header asks for; None: all, also where it asks for what we do not offer.
+
+    ValueError if there are no such bytes.
+    """
+    match = _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or match[1] == match[2] == "":
+        return None  # several ranges, or another unit: a server may answer with everything
+    if match[1] == "":
+        start, stop = max(0, length - int(match[2])), length
+    else:
+        start, stop = int(match[1]), min(length, int(match[2]) + 1 if match[2] else length)
+    if start >= stop:
+        raise ValueError("no such bytes")
+    return start, stop

@@ -1,22 +1,22 @@
 """Pictures in S3-compatible object storage, for installations with several replicas or no disk of their own.
 
 Objects under the prefix: ``pictures/ab/abc....png``; ``requests/{id}/{picture}`` and ``makers/{picture}/{id}``, both
-empty, say who made what, so that nothing is ever read, changed and written back; ``documents/{id}``.
+empty, say who made what, so that nothing is ever read, changed and written back; ``documents/{id}``; ``signing-key``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
 from router.media import MEDIA_TYPES
-from router.mediastore import REQUEST_ID, Stored
+from router.mediastore import REQUEST_ID, Chunks, Stored
 
 _CHUNK = 256 * 1024
 
@@ -56,33 +56,13 @@ class Bucket:
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
         )
 
-    @classmethod
-    def configured(cls, config: Mapping[str, Any], env: Mapping[str, str]) -> Bucket:
-        """From the configuration's ``media.s3``: bucket, endpoint, region, prefix, and the names of the environment
-        variables that hold the credentials (access_key_env, secret_key_env). ValueError says what is wrong with it.
-        """
-        unknown = set(config) - {"bucket", "endpoint", "region", "prefix", "access_key_env", "secret_key_env"}
-        if unknown:
-            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
-        for key, value in config.items():
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"{key} must be a text")
-        if "bucket" not in config:
-            raise ValueError("bucket is missing")
-        secrets: list[str | None] = []
-        for key in ("access_key_env", "secret_key_env"):
-            name = config.get(key)
-            if name is not None and not env.get(name):
-                raise ValueError(f"the environment variable {name} is not set")
-            secrets.append(env[name] if name is not None else None)
-        return cls(
-            config["bucket"],
-            endpoint=config.get("endpoint"),
-            region=config.get("region", "us-east-1"),
-            prefix=config.get("prefix", ""),
-            access_key_id=secrets[0],
-            secret_access_key=secrets[1],
-        )
+    async def signing_key(self) -> bytes:
+        path = f"{self._prefix}signing-key"
+        with _as_os_error():
+            # Whoever comes first makes it, and all replicas use that one.
+            with suppress(AlreadyExistsError):
+                await self._store.put_async(path, secrets.token_bytes(32), mode="create")
+            return bytes(await (await self._store.get_async(path)).bytes_async())
 
     async def write(self, name: str, data: bytes, request_id: str) -> None:
         kind = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
@@ -95,19 +75,23 @@ class Bucket:
                     self._store.put_async(f"{self._prefix}makers/{name}/{request_id}", b""),
                 )
 
-    async def read(self, name: str) -> tuple[int, Callable[[], AsyncIterator[bytes]]] | None:
+    async def read(self, name: str) -> tuple[int, Chunks] | None:
+        path = self._picture(name)
         with _as_os_error():
             try:
-                found = await self._store.get_async(self._picture(name))
+                found = await self._store.get_async(path)
             except FileNotFoundError:
                 return None
+        length = found.meta["size"]
 
-        async def chunks() -> AsyncIterator[bytes]:
+        async def chunks(start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
             with _as_os_error():
-                async for chunk in found.stream(min_chunk_size=_CHUNK):
+                wanted = (start, length if stop is None else stop)
+                part = found if wanted == (0, length) else await self._store.get_async(path, options={"range": wanted})
+                async for chunk in part.stream(min_chunk_size=_CHUNK):
                     yield bytes(chunk)
 
-        return found.meta["size"], chunks
+        return length, chunks
 
     async def delete(self, names: Iterable[str]) -> None:
         names = list(names)
@@ -130,6 +114,15 @@ class Bucket:
                 return bytes(await found.bytes_async())
             except FileNotFoundError:
                 return None
+
+    async def forget(self, request_id: str) -> None:
+        if REQUEST_ID.fullmatch(request_id):
+            await self._remove([f"{self._prefix}documents/{request_id}"])
+
+    async def remembered(self, prefix: str) -> list[str]:
+        # Storage lists by folder: what lies in this one is told apart here.
+        names = [path.rpartition("/")[2] for path, _, _ in await self._list("documents/")]
+        return [name for name in names if name.startswith(prefix)]
 
     async def scan(self) -> list[Stored]:
         found = await self._list("pictures/")

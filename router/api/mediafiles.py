@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.types import Receive, Scope, Send
 
 from router.api.http import Exchange, Guarded
-from router.errors import RequestError
-from router.mediastore import MediaStore, response_headers
+from router.errors import SERVER, RequestError
+from router.mediastore import MediaStore, byte_range, response_headers
 
 
 class MediaFile(Guarded):
@@ -16,17 +18,43 @@ class MediaFile(Guarded):
         self._store = store
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        media = await self._store.open(scope["path_params"]["name"], exchange.query.decode("latin-1"))
+        try:
+            media = await self._store.open(scope["path_params"]["name"], exchange.query.decode("latin-1"))
+        except OSError as problem:
+            raise RequestError(
+                503, "The pictures' storage does not answer.", code="storage_unavailable", type=SERVER, retry=True
+            ) from problem
         if media is None:
             raise RequestError(404, "There is no such picture, or the link has expired.", code="media_not_found")
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in response_headers(media).items()]
-        if any(name == b"etag" and value == exchange.headers.get(b"if-none-match") for name, value in headers):
-            headers = [header for header in headers if header[0] != b"content-length"]
-            await send({"type": "http.response.start", "status": 304, "headers": headers})
+        headers = response_headers(media)
+        if exchange.headers.get(b"if-none-match") == headers["etag"].encode():
+            del headers["content-length"]
+            await _start(send, 304, headers)
             await send({"type": "http.response.body", "body": b""})
             return
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        status, part = 200, (0, media.length)
+        asked = exchange.header(b"range") if exchange.method == "GET" else ""
+        if asked and exchange.header(b"if-range") in ("", headers["etag"]):
+            try:
+                found = byte_range(asked, media.length)
+            except ValueError:
+                raise RequestError(
+                    416,
+                    "The picture has no such bytes.",
+                    code="range_not_satisfiable",
+                    headers={"Content-Range": f"bytes */{media.length}"},
+                ) from None
+            if found is not None:
+                status, part = 206, found
+                headers["content-range"] = f"bytes {part[0]}-{part[1] - 1}/{media.length}"
+                headers["content-length"] = str(part[1] - part[0])
+        await _start(send, status, headers)
         if exchange.method != "HEAD":
-            async for chunk in media.chunks():
+            async for chunk in media.chunks(*part):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -24,17 +24,29 @@ def free_port() -> int:
 
 
 class RouterProcess:
-    """``python -m router serve --sandbox`` with its ledger, pictures and log in ``directory``."""
+    """``python -m router serve --sandbox`` with its ledger, pictures and log in ``directory``.
+
+    ``config``: instead of the sandbox and the shipped configuration. ``more``: read after the shipped one.
+    """
 
     def __init__(
-        self, directory: Path, *, key: str | None = KEY, speed: float = 0.02, env: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        key: str | None = KEY,
+        speed: float = 0.02,
+        env: Mapping[str, str] | None = None,
+        config: Path | None = None,
+        more: Path | None = None,
     ) -> None:
         self.directory = directory
+        self._config = ["--config", str(config)] if config else ["--sandbox", "--sandbox-speed", str(speed)]
+        if more:
+            self._config += ["--config", "providers.yaml", "--config", str(more)]
         self.ledger_url = f"sqlite:///{directory}/ledger.db"
         self.log_path = directory / "router.log"
         self._env = dict(env or {})
         self._key = key
-        self._speed = speed
         self.start()
 
     def start(self) -> None:
@@ -47,8 +59,8 @@ class RouterProcess:
             **({"PIXELROUTE_API_KEY": self._key} if self._key else {}),
             **self._env,
         }
-        command = [sys.executable, "-m", "router", "serve", "--sandbox", "--port", str(self.port)]
-        command += ["--sandbox-speed", str(self._speed), "--log-format", "json"]
+        command = [sys.executable, "-m", "router", "serve", *self._config]
+        command += ["--port", str(self.port), "--log-format", "json"]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
         self._wait_ready()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, quote
@@ -20,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 ACCESS, SECRET, REGION, BUCKET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG", "eu-central-1", "pictures"
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
 
 @dataclass
@@ -33,6 +36,9 @@ class Stored:
 class S3Server:
     """``objects`` is the bucket; ``failing`` makes every call a 503."""
 
+    access: str = ACCESS
+    secret: str = SECRET
+    region: str = REGION
     objects: dict[str, Stored] = field(default_factory=dict)
     failing: bool = False
     calls: list[str] = field(default_factory=list)
@@ -46,7 +52,7 @@ class S3Server:
         self.calls.append(request.method)
         if self.failing:
             return error(503, "SlowDown")
-        problem = self.check_signature(request, body)
+        problem = self.check_signature(request.method, request.url.path, request.url.query, request.headers, body)
         if problem is not None:
             return error(403, problem)
         bucket, _, key = request.path_params["path"].partition("/")
@@ -58,6 +64,8 @@ class S3Server:
         if not key and "delete" in query:
             return self.delete_many(body)
         if request.method == "PUT":
+            if request.headers.get("if-none-match") == "*" and key in self.objects:
+                return error(412, "PreconditionFailed")
             kind = request.headers.get("content-type", "binary/octet-stream")
             self.objects[key] = Stored(body, kind, time.time())
             return Response(headers={"ETag": etag(body)})
@@ -72,7 +80,13 @@ class S3Server:
             "Last-Modified": datetime.fromtimestamp(found.modified, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT"),
             "Content-Length": str(len(found.data)),
         }
-        return Response(b"" if request.method == "HEAD" else found.data, headers=headers, media_type=found.content_type)
+        content, status = b"" if request.method == "HEAD" else found.data, 200
+        if content and (asked := RANGE.fullmatch(request.headers.get("range", ""))):
+            first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            content, status = content[first : last + 1], 206
+            headers["Content-Length"] = str(len(content))
+        return Response(content, status, headers=headers, media_type=found.content_type)
 
     def list(self, query: dict[str, str]) -> Response:
         prefix, after = query.get("prefix", ""), query.get("continuation-token", "")
@@ -97,35 +111,39 @@ class S3Server:
                 deleted += f"<Deleted><Key>{escape(node.text)}</Key></Deleted>"
         return xml(f"<DeleteResult>{deleted}</DeleteResult>")
 
-    def check_signature(self, request: Request, body: bytes) -> str | None:
+    def check_signature(
+        self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes
+    ) -> str | None:
         """Signature Version 4, as the S3 documentation describes it; the error code if it is wrong."""
-        scheme, _, rest = request.headers.get("authorization", "").partition(" ")
+        scheme, _, rest = headers.get("authorization", "").partition(" ")
         if scheme != "AWS4-HMAC-SHA256":
             return "AccessDenied"
         parts = dict(part.strip().partition("=")[::2] for part in rest.split(","))
         access, day, region, service, _ = parts["Credential"].split("/")
-        if (access, region, service) != (ACCESS, REGION, "s3"):
+        if (access, region, service) != (self.access, self.region, "s3"):
             return "InvalidAccessKeyId"
-        sent = request.headers["x-amz-content-sha256"]
+        sent = headers["x-amz-content-sha256"]
         if sent not in ("UNSIGNED-PAYLOAD", hashlib.sha256(body).hexdigest()):
             return "XAmzContentSHA256Mismatch"
         names = parts["SignedHeaders"].split(";")
-        query = sorted(parse_qsl(request.url.query, keep_blank_values=True))
+        if "host" not in names or any(name.startswith("x-amz-") and name not in names for name in headers):
+            return "AccessDenied"
+        pairs = sorted(parse_qsl(query, keep_blank_values=True))
         canonical = "\n".join(
             [
-                request.method,
-                quote(request.url.path, safe="/-_.~"),
-                "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in query),
-                *(f"{name}:{' '.join(request.headers[name].split())}" for name in names),
+                method,
+                quote(path, safe="/-_.~"),
+                "&".join(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in pairs),
+                *(f"{name}:{' '.join(headers[name].split())}" for name in names),
                 "",
                 ";".join(names),
                 sent,
             ]
         )
-        stamp = request.headers["x-amz-date"]
+        stamp = headers["x-amz-date"]
         scope = f"{day}/{region}/s3/aws4_request"
         to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        key = f"AWS4{SECRET}".encode()
+        key = f"AWS4{self.secret}".encode()
         for step in (day, region, "s3", "aws4_request"):
             key = hmac.digest(key, step.encode(), "sha256")
         expected = hmac.new(key, to_sign.encode(), "sha256").hexdigest()

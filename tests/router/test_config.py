@@ -161,3 +161,46 @@ def test_default_config_is_found_in_the_working_directory(tmp_path, monkeypatch)
     assert default_config().is_absolute()
     (tmp_path / "providers.yaml").write_text(SMALL)
     assert default_config() == Path("providers.yaml")
+
+
+S3 = """
+media:
+  s3:
+    bucket: pictures
+    endpoint: https://s3.example
+    region: eu-central-1
+    prefix: pixelroute
+    access_key_env: S3_ID
+    secret_key_env: S3_SECRET
+"""
+
+
+def test_object_storage_takes_its_keys_from_the_environment(tmp_path):
+    s3 = read(tmp_path, SMALL + S3, {"S3_ID": "id", "S3_SECRET": "s3cret"}).media.s3
+    assert s3 is not None
+    assert (s3.bucket, s3.endpoint, s3.region, s3.prefix) == (
+        "pictures",
+        "https://s3.example",
+        "eu-central-1",
+        "pixelroute",
+    )
+    assert (s3.access_key, s3.secret_key) == ("id", "s3cret")
+    assert "s3cret" not in repr(s3)
+    assert read(tmp_path, SMALL + "media: {s3: {bucket: x}}\n").media.s3.access_key is None
+
+
+@pytest.mark.parametrize(
+    ("s3", "key", "message"),
+    [
+        ("{}", "media.s3.bucket", "is missing"),
+        ("{bucket: 5}", "media.s3.bucket", "must be a text"),
+        ("{bucket: x, secret: y}", "media.s3.secret", "not a known key"),
+        ("{bucket: x, endpoint: s3.example}", "media.s3.endpoint", "URL"),
+        ("{bucket: x, access_key_env: UNSET}", "media.s3.access_key_env", "UNSET is not set"),
+        ("{bucket: x, access_key_env: UNSET}", "media.s3", "both"),
+        ("[x]", "media.s3", "must be a mapping"),
+    ],
+)
+def test_problems_of_object_storage(tmp_path, s3, key, message):
+    found = problems(tmp_path, SMALL + f"media: {{s3: {s3}}}\n")
+    assert any(where == key and message in text for where, text in found), found

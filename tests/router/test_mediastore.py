@@ -242,6 +242,13 @@ async def test_documents(store: MediaStore, backend: Backend) -> None:
     assert await store.recall("../x") is None
     await store.purge("req_1")
     assert await store.recall("req_1") is None
+    await store.remember("job_a_1", b"")
+    await store.remember("job_a_2", b"")
+    await store.remember("job_b_1", b"")
+    assert await store.remembered("job_a_") == ["job_a_1", "job_a_2"]
+    await store.forget("job_a_1")
+    await store.forget("job_a_1")
+    assert await store.remembered("job_a_") == ["job_a_2"]
     backend.stamp(age_s=3601)
     await store.remember("req_4", b"new")
     await store.sweep()
@@ -260,28 +267,35 @@ async def test_storage_that_fails_is_an_os_error(clock: Clock) -> None:
         assert server.objects == {}
 
 
-async def test_a_bucket_from_the_configuration() -> None:
-    server = S3Server()
-    env = {"ID": ACCESS, "SECRET": SECRET}
-    async with served(server.app()) as url:
-        config = {"bucket": BUCKET, "endpoint": url, "region": REGION, "prefix": "x"}
-        bucket = Bucket.configured(config | {"access_key_env": "ID", "secret_key_env": "SECRET"}, env)
-        await bucket.remember("req_1", b"document")
-    assert list(server.objects) == ["x/documents/req_1"]
+def test_the_server_checks_signatures_as_aws_does() -> None:
+    """The example of "Signature Calculations for the Authorization Header" in the S3 API reference, read 2026-11-28."""
+    server = S3Server(
+        access="AKIAIOSFODNN7EXAMPLE", secret="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", region="us-east-1"
+    )
+    headers = {
+        "host": "examplebucket.s3.amazonaws.com",
+        "range": "bytes=0-9",
+        "x-amz-content-sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "x-amz-date": "20130524T000000Z",
+        "authorization": "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
+        "SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,"
+        "Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    }
+    assert server.check_signature("GET", "/test.txt", "", headers, b"") is None
+    assert server.check_signature("PUT", "/test.txt", "", headers, b"") == "SignatureDoesNotMatch"
 
 
-@pytest.mark.parametrize(
-    ("config", "problem"),
-    [
-        ({}, "bucket"),
-        ({"bucket": 5}, "bucket"),
-        ({"bucket": "x", "secret": "y"}, "unknown keys: secret"),
-        ({"bucket": "x", "access_key_env": "MISSING"}, "MISSING"),
-    ],
-)
-def test_bad_configurations_of_a_bucket(config: dict[str, object], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        Bucket.configured(config, {})
+async def test_the_signing_key_is_made_once(backend: Backend) -> None:
+    first, *others = await asyncio.gather(*(backend.blobs.signing_key() for _ in range(5)))
+    assert len(first) == 32
+    assert {first, *others, await backend.blobs.signing_key()} == {first}
+    stores = [MediaStore(backend.blobs), MediaStore(backend.blobs)]  # two replicas
+    for store in stores:
+        await store.start()
+    assert await opened(stores[1], await stores[0].put(PNG, "png", "req_1")) is not None
+    if isinstance(backend, Local):
+        assert (backend.root / ".signing-key").stat().st_mode & 0o777 == 0o600
+        assert list((backend.root / "incoming").iterdir()) == []
 
 
 async def test_objects_carry_their_type(clock: Clock) -> None:
@@ -322,3 +336,46 @@ async def test_r4_r15_served(store: MediaStore, clock: Clock) -> None:
             assert response.json()["error"]["type"] == "invalid_request_error"
         clock.now += 3600
         assert (await client.get(link)).json()["error"]["code"] == "media_not_found"
+
+
+async def test_parts_of_a_picture(store: MediaStore) -> None:
+    link = await store.put(PNG, "png", "req_1")
+    app = build_app(routes(FakeGateway(), media=store))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router.test") as client:
+
+        async def get(asked: str, **headers: str) -> httpx.Response:
+            return await client.get(link, headers={"Range": asked} | headers)
+
+        whole = len(PNG)
+        for asked, start, stop in [("bytes=0-9", 0, 10), ("bytes=10-", 10, whole), ("bytes=-5", whole - 5, whole)]:
+            part = await get(asked)
+            assert (part.status_code, part.content) == (206, PNG[start:stop])
+            assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{whole}"
+            assert part.headers["content-length"] == str(stop - start)
+        assert (await get(f"bytes=3-{10**9}")).content == PNG[3:]
+        for everything in ("bytes=0-1,5-6", "lines=1-2", "bytes=-"):
+            answer = await get(everything)
+            assert (answer.status_code, answer.content) == (200, PNG)
+        beyond = await get(f"bytes={whole}-")
+        assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{whole}")
+        etag = (await client.head(link)).headers["etag"]
+        assert (await get("bytes=0-1", **{"If-Range": etag})).status_code == 206
+        assert (await get("bytes=0-1", **{"If-Range": '"other"'})).status_code == 200
+
+
+async def test_a_sweep_that_fails_is_tried_again(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, swept = MediaStore(backend.blobs, key=KEY), asyncio.Event()
+
+    async def fail() -> int:
+        monkeypatch.setattr(store, "sweep", succeed)
+        raise OSError("object storage failed")
+
+    async def succeed() -> int:
+        swept.set()
+        return 0
+
+    monkeypatch.setattr(store, "sweep", fail)
+    keeper = asyncio.create_task(store.run(every_s=0))
+    async with asyncio.timeout(5):
+        await swept.wait()
+    keeper.cancel()
