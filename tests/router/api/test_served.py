@@ -212,8 +212,9 @@ async def test_t3_a_client_that_leaves(
         running = (await client.get(path)).json()
         assert (running["status"], running["object"]) == ("processing", "request")
         go_on.set()
-        await until(lambda: store._written > 0)
-        answer = (await client.get(path)).json()
+        async with asyncio.timeout(5):
+            while (answer := (await client.get(path)).json())["status"] == "processing":  # noqa: ASYNC110 - over HTTP
+                await asyncio.sleep(0.005)
         assert answer["status"] == "completed"
         (item,) = answer["response"]["data"]
         assert (await client.get(item["url"])).content == gateway.data
