@@ -278,6 +278,7 @@ def dry_run(order: Order, chosen: Offer, decision: Decision) -> dict[str, Any]:
         body |= {"total_cost_micros": None, "currency": "USD"}
     scored = {candidate.target: candidate for candidate in decision.candidates}
     body["reason"] = decision.reason
+    body["cheapest"], body["fastest"] = decision.cheapest, decision.fastest
     body["candidates"] = [_quoted(offer, scored[offer.target.key]) for offer in order.offers]
     return body
 

@@ -131,15 +131,22 @@ def explain(configs: tuple[Path, ...], ledger: str | None, request_id: str, sand
         opening, settlement = attempt.opening, attempt.settlement
         outcome = settlement.outcome if settlement else "still open"
         out.print(f"\n[bold]attempt {opening.attempt_no}[/bold] ({opening.role.value}) at {opening.target}: {outcome}")
-        out.print(f"  {attempt.state.value}, {money_text(attempt.cost_nanos)} {attempt.currency}")
+        money = f"{money_text(attempt.cost_nanos)} {attempt.currency}"
+        if attempt.unsettled_nanos:
+            money = f"up to {money_text(attempt.unsettled_nanos)} {attempt.currency}"
+        out.print(f"  {attempt.state.value}, {money}")
         decision = unpack(opening.decision)
         out.print(f"  {decision.reason}", soft_wrap=True)
+        if decision.cheapest and decision.fastest:
+            out.print(
+                f"  the cheapest would have been {decision.cheapest}, the fastest {decision.fastest}", soft_wrap=True
+            )
         out.print(_candidates(decision.record()))
 
 
 def _candidates(decision: Mapping[str, Any]) -> Table:
     """The decision record's candidates, the chosen one marked."""
-    table = Table("", "candidate", "price", "expected s", "success", "samples", "score", "why not", box=None)
+    table = Table("", "candidate", "price", "p50 s", "p95 s", "success", "samples", "score", "why not", box=None)
     for candidate in decision["candidates"]:
         chosen = candidate["target"] == decision["chosen"]
         lost = f"behind by {candidate['lost_by']}" if "lost_by" in candidate else ""
@@ -147,7 +154,8 @@ def _candidates(decision: Mapping[str, Any]) -> Table:
             "*" if chosen else "",
             candidate["target"],
             money_text(candidate["price_nanos"]),
-            f"{candidate['mean_s']:.2f}",
+            f"{candidate['p50_s']:.3g}",
+            f"{candidate['p95_s']:.3g}",
             f"{candidate['p']:.3f}",
             f"{candidate['n']:.1f}",
             money_text(candidate["score_nanos"]),

@@ -177,6 +177,9 @@ def _row_record(row: Row, chosen: Row | None, digits: int) -> dict[str, Any]:
         if (key == "well_p" and value == row.p) or (key == "well_s" and value == row.mean_s):
             continue
         entry[key] = _round(min(value, 1e9), digits)
+    # What the two above say, for people; replay has no need of them.
+    entry["p50_s"] = _round(math.exp(row.ln_median), 3)
+    entry["p95_s"] = _round(math.exp(row.ln_median + Z95 * row.sigma), 3)
     entry["in_flight"] = row.in_flight
     entry["score_nanos"] = round(row.index)
     if row.weight != 1.0:

@@ -131,6 +131,14 @@ def test_explain_shows_every_candidate_of_a_request(router: RouterProcess):
         assert candidate in told
     [record] = json.loads(pixelroute("explain", request_id, "--json", env=env).stdout)
     assert record["chosen"]
+    for candidate in record["candidates"]:
+        assert candidate["price_nanos"] > 0
+        assert 0 < candidate["p50_s"] <= candidate["p95_s"]
+        assert 0 < candidate["p"] <= 1
+        assert candidate["n"] >= 0
+        assert candidate["score_nanos"] > candidate["price_nanos"]
+        assert candidate["target"] == record["chosen"] or "why" in candidate or "lost_by" in candidate
+    assert f"the cheapest would have been {record['cheapest']}, the fastest {record['fastest']}" in told
     assert pixelroute("explain", "req_unknown", env=env).returncode == 1
 
 
