@@ -195,7 +195,7 @@ def recovered(
         attempt_id=opening.attempt_id,
         state=State.SETTLED if priced else State.VOID,
         recorded_at=at,
-        outcome="success" if priced else error.consequence.outcome if error else "cancelled",
+        outcome=error.consequence.outcome if error else "success" if priced else "cancelled",
         amount_nanos=cost.effective_nanos if cost else 0,
         list_nanos=cost.list.total_nanos if cost else 0,
         currency=opening.currency,

@@ -133,6 +133,7 @@ class Gateway:
         self._weights = weights or {}
         self._policy = policy
         self._running: set[asyncio.Task[Any]] = set()
+        self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
 
     # --- the catalogue, for the API --------------------------------------------------------------------------
 
@@ -306,8 +307,15 @@ class Gateway:
                 )
             if work.race:
                 await self._call_off(work)
-        except (ProviderError, asyncio.CancelledError) as error:
+        except ProviderError as error:
             await self._book_failure(attempt, error, ran)
+            if attempt.jobs and error.kind is ErrorKind.NO_ANSWER and error.billed is Billed.MAYBE:
+                self._aside(self._stop(attempt))
+            raise
+        except asyncio.CancelledError as error:
+            await self._book_failure(attempt, error, ran)
+            if attempt.jobs and work.over and ran is None:
+                self._aside(self._stop(attempt))
             raise
         except Exception as bug:  # ours, but the provider may bill: booked like an answer that never came
             log.exception("attempt failed unexpectedly", extra={"request_id": work.request_id})
@@ -456,12 +464,7 @@ class Gateway:
         task = asyncio.current_task()
         assert task is not None
         work.race.append(task)
-        try:
-            return await self._finish(attempt, routing)
-        except asyncio.CancelledError:
-            if work.over and attempt.jobs:
-                self._keep(self._stop(attempt))
-            raise
+        return await self._finish(attempt, routing)
 
     async def _call_off(self, work: _Work) -> None:
         """End the race: the attempts that still run are stopped, and booked when this returns."""
@@ -473,7 +476,7 @@ class Gateway:
             await asyncio.wait(others)
 
     async def _stop(self, attempt: _Attempt) -> None:
-        """Tell the provider that a job is no longer wanted, and settle what it says it made of it."""
+        """Tell the provider that jobs are no longer wanted, and settle by what it says became of them."""
         offer, opening = attempt.offer, attempt.opening
         for job in attempt.jobs:
             call = offer.adapter.cancel(job)
@@ -722,6 +725,8 @@ class Gateway:
         target, provider, adapter = known
         price = Price.from_snapshot(opening.price) if opening.price else None
         cost: Cost | None = None
+        failed: ProviderError | None = None
+        result: ImageResult | None = None
         try:
             runs = await asyncio.gather(
                 *(
@@ -739,9 +744,12 @@ class Gateway:
                 merged(tuple(run.result for run in runs)), provider, timeout_s=provider.timeout_s
             )
         except ProviderError as error:
-            if booking.billed(error, provider) is not Billed.NO:
+            failed, billed = error, booking.billed(error, provider)
+            result = error.evidence if billed is Billed.YES and error.evidence and _proves(error.evidence) else None
+            if result is None and billed is not Billed.NO:
                 return False
-            ending = booking.recovered(opening, self._clock.now(), self._clock.monotonic() - began, error=error)
+        if result is None:
+            ending = booking.recovered(opening, self._clock.now(), self._clock.monotonic() - began, error=failed)
         else:
             usage = booking.recovered_usage(opening, result)
             priced = settle(price, usage, None)
@@ -754,6 +762,7 @@ class Gateway:
                 cost=cost,
                 usage=usage,
                 provider_request_id=result.provider_request_id,
+                error=failed,
             )
         if cost is not None:
             self.draw({draw.commitment: draw.nanos for draw in cost.draws})
@@ -770,10 +779,20 @@ class Gateway:
         task.add_done_callback(self._running.discard)
         return task
 
+    def _aside(self, work: Coroutine[Any, Any, Any]) -> None:
+        """A task that is worth doing, but not worth waiting for when the router stops."""
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     async def close(self, drain_s: float) -> None:
         """Let running requests finish, then stop the rest; each is booked as unknown before this returns."""
         if self._running:
             await asyncio.wait(self._running, timeout=drain_s)
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
+            await asyncio.wait(self._beside, timeout=5.0)
         while self._running:
             for task in tuple(self._running):
                 task.cancel()

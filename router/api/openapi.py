@@ -76,6 +76,7 @@ def document() -> Json:
 def _paths() -> Json:
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     request = {"name": "request_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    target = {"name": "target", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     forms = "multipart/form-data"
     return {
         "/v1/images/generations": {
@@ -96,6 +97,17 @@ def _paths() -> Json:
             "parameters": [request],
             "get": _operation("getRequest", "What became of a request.", {"200": "Request"}, "401", "404"),
             "delete": _operation("purgeRequest", "Delete its pictures.", {"200": "Purged"}, "400", "401", "404"),
+        },
+        "/v1/routing": {
+            "get": _operation("getRouting", "What is believed of every target.", {"200": "Routing"}, "401")
+        },
+        "/v1/routing/{target}/drain": {
+            "parameters": [target],
+            "post": _operation("drainTarget", "Take a target out by hand.", {"200": "Drained"}, "401", "403", "404"),
+        },
+        "/v1/routing/{target}/undrain": {
+            "parameters": [target],
+            "post": _operation("undrainTarget", "Let it in again.", {"200": "Drained"}, "401", "403", "404"),
         },
         "/healthz": {"get": _open("health", "Whether the process lives.")},
         "/readyz": {"get": _open("readiness", "Whether requests can be served.", "503")},
@@ -230,6 +242,19 @@ def _schemas() -> Json:
             "object",
             "status",
         ),
+        "Routing": _object(
+            {
+                "object": {"const": "routing"},
+                "targets": {
+                    "description": "By target and operation.",
+                    "type": "object",
+                    "additionalProperties": {"type": "object", "additionalProperties": {"type": "object"}},
+                },
+            },
+            "object",
+            "targets",
+        ),
+        "Drained": _object({"target": _text(), "state": {"type": "object"}}, "target", "state"),
         "Purged": _object(
             {"id": _text(), "object": {"const": "request.purged"}, "deleted_pictures": {"type": "integer"}}
         ),

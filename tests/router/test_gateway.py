@@ -632,18 +632,21 @@ async def test_a_dry_run_quotes_every_candidate_and_runs_nothing(house):
 )
 async def test_recovery_settles_by_evidence_only(tmp_path, answer, state, cost):
     async with House(tmp_path) as house:
-        opened: list[Any] = []
+        accepted = asyncio.Event()
 
         async def submitted(on_job, on_partial):
             await on_job(
                 Job("job-1", {"status_url": "https://queue.fal.run/s", "response_url": "https://queue.fal.run/r"})
             )
-            opened.append(True)
-            raise ProviderError(ErrorKind.NO_ANSWER, "the process died here")
+            accepted.set()
+            await asyncio.Event().wait()
 
         house.wire.answers["fal"] = [submitted]
-        with pytest.raises(RequestError):
-            await house.run(ask("fal/flux"))
+        waiting = asyncio.create_task(house.run(ask("fal/flux")))
+        await accepted.wait()
+        await house.gateway.close(0.0)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         assert house.rows()[0].state == "unknown"
         house.wire.answers["fal"] = [answer()]
         resolved = await house.gateway.recover(await house.ledger.unresolved())

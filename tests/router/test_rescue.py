@@ -9,12 +9,14 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from pricing import Reported
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
 from router.gateway import Clock, Gateway
 from router.ledger import Reports
@@ -23,6 +25,9 @@ from router.types import Caller, GeneratedImage, ImageResult, PartialImage, Pref
 from tests.router.test_gateway import CONFIG, House, ask, made, png
 
 pytestmark = pytest.mark.anyio
+
+QUEUE = "https://queue.fal.run"
+JOB = Job("job-1", {"status_url": f"{QUEUE}/s", "response_url": f"{QUEUE}/r", "cancel_url": f"{QUEUE}/c"})
 
 
 class Time:
@@ -76,16 +81,7 @@ class Stage(House):
 
         async def hang(on_job: Any, on_partial: Any) -> ImageResult:
             if job:
-                await on_job(
-                    Job(
-                        "job-1",
-                        {
-                            "status_url": "https://queue.fal.run/s",
-                            "response_url": "https://queue.fal.run/r",
-                            "cancel_url": "https://queue.fal.run/c",
-                        },
-                    )
-                )
+                await on_job(JOB)
             try:
                 await asyncio.Event().wait()
             finally:
@@ -100,6 +96,10 @@ class Stage(House):
             while len(self.wire.sent) < sent:
                 self.time.happened.clear()
                 await self.time.happened.wait()
+
+    async def asides(self) -> None:
+        """Until the work is done that nobody waits for."""
+        await asyncio.gather(*self.gateway._beside)
 
     async def armed(self) -> float:
         """Seconds from now to the moment when the rescue is due."""
@@ -211,9 +211,46 @@ async def test_the_loser_is_cancelled_at_its_provider_and_settled_by_what_became
     stage.time.move(await stage.armed())
     completed = await waiting
     assert completed.provider == "gpu-fast"
-    await stage.gateway.close(5.0)
+    await stage.asides()
     assert stage.told == ["PUT https://queue.fal.run/c"]
     assert [(row.state, row.cost_nanos) for row in stage.rows()] == [("void", 0), ("settled", 12_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("became", "state", "cost", "outcome"),
+    [
+        (lambda: made((1024, 1024)), "settled", 8_000_000, "success"),
+        (lambda: ProviderError(ErrorKind.CANCELLED, "removed", billed=Billed.NO), "void", 0, "cancelled"),
+        (
+            lambda: ProviderError(
+                ErrorKind.CANCELLED,
+                "stopped halfway",
+                billed=Billed.YES,
+                evidence=ImageResult((), reported=Reported(Decimal("0.5"), "unit")),
+            ),
+            "settled",
+            4_000_000,
+            "cancelled",
+        ),
+        (lambda: ProviderError(ErrorKind.CANCELLED, "nobody knows"), "unknown", 0, "timeout"),
+    ],
+)
+async def test_a_job_that_took_too_long_is_stopped_and_settled_while_the_client_is_served_elsewhere(
+    stage: Stage, became: Callable[[], Any], state: str, cost: int, outcome: str
+) -> None:
+    async def late(on_job: Any, on_partial: Any) -> ImageResult:
+        await on_job(JOB)
+        raise ProviderError(ErrorKind.NO_ANSWER, "no complete answer within 120 seconds")
+
+    stage.wire.answers["fal"] = [late, became()]
+    completed = await stage.run(ask())
+    assert completed.executed_model == "gpu-fast/flux"
+    await stage.asides()
+    assert stage.told == ["PUT https://queue.fal.run/c"]
+    first, second = stage.rows()
+    assert (first.state, first.cost_nanos) == (state, cost)
+    assert first.settlement.outcome == outcome
+    assert second.state == "settled"
 
 
 async def test_when_both_fail_the_request_goes_on_elsewhere_as_after_any_failure(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from router.api import fields
 from router.api.openapi import document
+from router.api.routing import routing_routes
 from tests.router.api.conftest import KEY
 
 
@@ -33,10 +34,26 @@ def test_every_reference_leads_somewhere() -> None:
         assert node
 
 
+NAMED = {"name": "model"}
+
+
+class Steered:
+    """Nothing to see, nothing to steer."""
+
+    def snapshot(self) -> dict[str, Any]:
+        return {}
+
+    def knows(self, target: str) -> bool:
+        return False
+
+    def drain(self, target: str) -> None: ...
+    def undrain(self, target: str) -> None: ...
+
+
 def test_every_route_is_described(make_app: Callable[..., Any]) -> None:
     routes = {
-        (re.sub(r"\{name:path\}", "{model}", route.path), method.lower())
-        for route in make_app().routes
+        (re.sub(r"\{(\w+):path\}", lambda match: f"{{{NAMED.get(match[1], match[1])}}}", route.path), method.lower())
+        for route in [*make_app().routes, *routing_routes(Steered(), [], None)]
         if isinstance(route, Route) and route.path != "/openapi.json"
         for method in route.methods or ()
         if method != "HEAD"
