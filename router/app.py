@@ -28,8 +28,10 @@ from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
 from router.api.http import Exchange
+from router.api.requests import CutOff, Requests
 from router.api.routing import routing_routes
-from router.config import ConfigError, MediaSettings, Settings, load
+from router.api.webhooks import Webhooks
+from router.config import ConfigError, MediaSettings, Settings, WebhookSettings, load
 from router.console import Recent, console_routes
 from router.delivery import Delivery
 from router.errors import RequestError
@@ -48,12 +50,15 @@ from router.routing import Result, Sample, Selector
 from router.routing.catalog import Catalog
 from router.telemetry import Sources, Telemetry
 from router.transport import Transport
-from router.types import Completed, ImageRequest, InputImage, Operation, Provider
+from router.types import Caller, Completed, ImageRequest, InputImage, Operation, Provider
 
 log = structlog.get_logger("pixelroute")
 
 SANDBOX_MODELS = Path(emulator.__file__).with_name("models.yaml")
 """Models of the sandbox that behave in ways one wants to try an application on."""
+
+
+WEBHOOK_S = 30.0  # how long a receiver may take to answer
 
 
 class StartError(Exception):
@@ -207,6 +212,7 @@ class Runtime:
             weights=settings.weights,
             policy=settings.routing.preset,
         )
+        self.requests = Requests(self.gateway, self.store, self._webhooks(settings.webhooks))
         self.telemetry.read_from(
             Sources(
                 routing=lambda: self.selector.snapshot(time.monotonic()),
@@ -224,12 +230,10 @@ class Runtime:
         left = await self.ledger.start()
         self._warm()
         self.gateway.draw(drawn(self.settings))
+        await self.requests.resume(self.ledger.identity, _cut_off(left, self.settings.public_url or ""))
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
-        beside = [
-            asyncio.create_task(work)
-            for work in (self.gateway.recover(left), self.telemetry.watch_event_loop(), self.store.run())
-        ]
+        beside = [asyncio.create_task(work) for work in (self.telemetry.watch_event_loop(), self.store.run())]
         self._ready = True
         try:
             yield
@@ -239,6 +243,7 @@ class Runtime:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await self.gateway.close(self.settings.limits.drain_s)
+            await self.requests.close()
             await self.transport.aclose()
             await self.ledger.close()
 
@@ -268,6 +273,17 @@ class Runtime:
                 for sample in reports.samples(wall - timedelta(days=1))
                 if sample.latency_ms and sample.megapixels and (result := _RESULTS.get(sample.outcome)) is not None
             )
+
+    def _webhooks(self, settings: WebhookSettings | None) -> Webhooks | None:
+        if settings is None:
+            return None
+        private = settings.private_receivers
+
+        async def post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+            return await self.transport.post(url, body, headers, timeout_s=WEBHOOK_S, private=private)
+
+        accepts = None if private else is_public
+        return Webhooks(post, settings.key, accepts=accepts, delays_s=settings.retry_s)
 
     async def fetch(self, url: str, *, max_bytes: int) -> bytes:
         """A client's input picture by URL, from public addresses only."""
@@ -306,6 +322,18 @@ _RESULTS = {
     "server_error": Result.FAILURE,
     "bad_response": Result.FAILURE,
 }
+
+
+def _cut_off(left: Iterable[Unresolved], base_url: str) -> list[CutOff]:
+    """The requests of these attempts, as far as their rows tell."""
+    found: dict[str, CutOff] = {}
+    for opening in (one.opening for one in left):
+        request = ImageRequest(
+            Operation(opening.operation), opening.requested_model, "", opening.images, response_format="url"
+        )
+        caller, created = Caller(key=opening.key), int(opening.opened_at.timestamp())
+        found[opening.request_id] = CutOff(opening.request_id, created, caller, request, base_url)
+    return list(found.values())
 
 
 def _estimate(left: Unresolved) -> int:
@@ -468,6 +496,7 @@ def build(settings: Settings) -> tuple[Starlette, Runtime]:
         metrics=runtime.telemetry.scrape,
         started=runtime.telemetry.request_started,
         media=runtime.store,
+        requests=runtime.requests,
     )
     found += routing_routes(Steering(runtime), settings.keys, settings.admin_key)
     found += console_routes(Figures(runtime), settings.models.values(), admits(settings))
@@ -575,6 +604,8 @@ def _refuse(settings: Settings, host: str) -> None:
 def _secrets(settings: Settings) -> list[str]:
     """Every secret this process holds, for the logs to leave out."""
     found = [provider.key for provider in settings.providers.values()] + [key.secret for key in settings.keys]
+    if settings.webhooks is not None:
+        found.append(settings.webhooks.secret)
     if (s3 := settings.media.s3) is not None:
         found += [s3.access_key, s3.secret_key]
     return [secret for secret in (*found, settings.admin_key) if secret]

@@ -10,9 +10,9 @@ from pricing import Basis, Cost, ImageSize, Usage
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
-from router.ledger import Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
+from router.ledger import AttemptRecord, Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
 from router.offers import Offer, Order
-from router.routing import Decision, Outcome, Scored, pack
+from router.routing import Decision, Outcome, Scored, pack, unpack
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
 
 
@@ -189,8 +189,9 @@ def recovered(
     usage: Usage | None = None,
     provider_request_id: str | None = None,
     error: ProviderError | None = None,
+    delivered: bool = False,
 ) -> Settlement:
-    """The evidence that resolves an unknown attempt: nobody received its pictures, so it is not delivered."""
+    """The evidence that resolves an unknown attempt. ``delivered``: somebody can still ask for its pictures."""
     return Settlement(
         attempt_id=opening.attempt_id,
         state=State.SETTLED if priced else State.VOID,
@@ -207,9 +208,29 @@ def recovered(
         error_kind=error.kind.value if error else None,
         error=error.message[:500] if error else None,
         provider_request_id=provider_request_id,
+        delivered=delivered,
         latency_ms=round(duration_s * 1000),
         evidence="resume",
     )
+
+
+def recorded(attempt: AttemptRecord) -> AttemptSummary:
+    """An attempt as the client may see it, from its rows."""
+    opening, ended = attempt.opening, attempt.settlement
+    return AttemptSummary(
+        provider=opening.provider,
+        target=opening.target,
+        outcome=(ended and ended.outcome) or "unknown",
+        latency_ms=(ended and ended.latency_ms) or 0,
+        cost_nanos=attempt.cost_nanos,
+        billed=_BILLED.get(attempt.state, Billed.MAYBE).value,
+        reason=unpack(opening.decision).reason,
+        error=ended.error if ended is not None else None,
+        role=opening.role.value,
+    )
+
+
+_BILLED = {State.SETTLED: Billed.YES, State.VOID: Billed.NO}
 
 
 # --- failures ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ base URL is not set is disabled, not an error: the same file serves a laptop wit
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -68,6 +69,31 @@ class MediaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """How clients are called back. The secret is a text, ``whsec_`` and base64, as receivers are given it."""
+
+    secret: str = field(repr=False)
+    private_receivers: bool = False  # also http, and addresses that are not on the public internet
+    retry_s: tuple[float, ...] = (5.0, 15.0, 45.0, 300.0, 1800.0, 7200.0)  # pauses before repetitions
+
+    @property
+    def key(self) -> bytes:
+        return webhook_key(self.secret)
+
+
+def webhook_key(secret: str) -> bytes:
+    """The signing key of a ``whsec_`` secret; ValueError if it is none."""
+    prefix, _, text = secret.partition("_")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if prefix != "whsec" or len(key) < 16:
+        raise ValueError("a webhook secret is whsec_ and the base64 of at least 16 bytes")
+    return key
+
+
+@dataclass(frozen=True, slots=True)
 class ClientKey:
     """A key that applications present, and whom its spending is charged to."""
 
@@ -98,6 +124,7 @@ class Settings:
     routing: RoutingSettings
     limits: Limits = Limits()
     media: MediaSettings = MediaSettings()
+    webhooks: WebhookSettings | None = None
     public_url: str | None = None
     admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
     undecodable_inputs: str = "reject"  # reject, forward
@@ -388,6 +415,7 @@ def load(
     defaults: dict[Operation, str] = {}
     keys: tuple[ClientKey, ...] = ()
     routing, limits, media = RoutingSettings(), Limits(), MediaSettings()
+    webhooks: WebhookSettings | None = None
     ledger_url: str | None = None
     public_url: str | None = None
     prices_directory: str | None = None
@@ -424,6 +452,8 @@ def load(
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
         limits = _limits(root.section("limits"), limits)
         media = _media(root.section("media"), media, env, keyless)
+        if root.mapping("webhooks"):
+            webhooks = _webhooks(root.section("webhooks"), env, keyless)
         ledger_url = root.text("ledger") or ledger_url
         public_url = root.text("public_url") or public_url
         prices_directory = root.text("prices") or prices_directory
@@ -458,6 +488,7 @@ def load(
         ),
         limits=limits,
         media=media,
+        webhooks=webhooks,
         public_url=env.get("PIXELROUTE_PUBLIC_URL") or public_url,
         admin_key=env.get("PIXELROUTE_ADMIN_KEY") or None,
         undecodable_inputs=undecodable,
@@ -499,7 +530,7 @@ def _limits(section: Section, before: Limits) -> Limits:
 def _media(section: Section, before: MediaSettings, env: Mapping[str, str], keyless: bool) -> MediaSettings:
     built = MediaSettings(
         directory=env.get("PIXELROUTE_MEDIA") or section.text_or("directory", before.directory),
-        lifetime_s=section.integer("lifetime_s", before.lifetime_s, least=60),
+        lifetime_s=section.integer("lifetime_s", before.lifetime_s, least=600),  # longer than any request takes
         max_bytes=section.integer("max_bytes", before.max_bytes, least=MIB),
         s3=_s3(section.section("s3"), env, keyless) if section.data.get("s3") is not None else before.s3,
     )
@@ -518,6 +549,22 @@ def _s3(section: Section, env: Mapping[str, str], keyless: bool) -> S3Settings |
         section.problem("", "needs both access_key_env and secret_key_env, or neither")
     section.done()
     return S3Settings(bucket, endpoint, region, prefix, *keys) if bucket is not None else None
+
+
+def _webhooks(section: Section, env: Mapping[str, str], keyless: bool) -> WebhookSettings | None:
+    section.text("secret_env", required=True)
+    secret = _secret(section, "secret_env", env, keyless)
+    private, plain = section.flag("private_receivers"), WebhookSettings("")
+    pauses = section.numbers("retry_s") if "retry_s" in section.data else plain.retry_s
+    section.done()
+    if secret is None:
+        return None
+    try:
+        if env.get(str(section.data["secret_env"])):
+            webhook_key(secret)
+    except ValueError as error:
+        section.problem("secret_env", f"{section.data['secret_env']}: {error}")
+    return WebhookSettings(secret, private, pauses)
 
 
 def _secret(section: Section, key: str, env: Mapping[str, str], keyless: bool) -> str | None:

@@ -92,7 +92,7 @@ class Delivery:
             try:
                 images = list(await asyncio.gather(*(self._linked(image, request_id) for image in images)))
             except OSError as problem:  # a full disk, storage that is away
-                log.error("pictures not stored", exc_info=problem, extra={"request_id": request_id})
+                log.error("pictures of %s not stored", request_id, exc_info=problem)
                 if response_format == "url":
                     raise RequestError(
                         500, "The pictures were made but could not be stored.", code="result_lost", type=SERVER

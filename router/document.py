@@ -114,6 +114,14 @@ class Section:
             return ()
         return tuple(value)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """Numbers that are at least 0."""
+        value: list[Any] = self._take(key, list, "a list", [])
+        if not all(isinstance(item, int | float) and not isinstance(item, bool) and item >= 0 for item in value):
+            self.problem(key, "must be a list of numbers that are at least 0")
+            return ()
+        return tuple(float(item) for item in value)
+
     def size(self, key: str) -> ImageSize | None:
         text = self.text(key)
         if text is None:

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import Charge, Cost, Price, Terms, Usage, settle
+from pricing import Basis, Charge, Cost, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
 from router import booking
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
-from router.ledger import JobNote, Ledger, LedgerError, Opening, Role, Settlement, State, Unresolved
+from router.ledger import AttemptRecord, Ledger, LedgerError, Opening, Role, Settlement, State
 from router.offers import Offer, Offers, Order, auth_of, route, used
 from router.providers.base import Job, Partial
 from router.records import record
-from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
+from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector, unpack
 from router.transport import Ran, Transport
 from router.types import (
     Accepted,
@@ -36,6 +36,7 @@ from router.types import (
     ImageResult,
     Operation,
     PartialImage,
+    Provider,
     Warn,
 )
 
@@ -98,6 +99,16 @@ class _Attempt:
     started: float
     reason: str  # why this target, in one sentence
     jobs: list[Job] = field(default_factory=list)
+
+
+@record
+class _Resumed:
+    """The pictures of an attempt that an earlier process left behind."""
+
+    opening: Opening
+    provider: Provider
+    result: ImageResult
+    took_s: float
 
 
 class Gateway:
@@ -483,8 +494,7 @@ class Gateway:
             if call is not None:
                 with contextlib.suppress(ProviderError):
                     await self._transport.call(call, offer.provider, offer.auth, timeout_s=CANCEL_S)
-        notes = tuple(JobNote(opening.attempt_id, job.id, job.state, self._clock.now()) for job in attempt.jobs)
-        await self._resume(Unresolved(opening, State.UNKNOWN, notes))
+        await self._resume(opening, attempt.jobs)
 
     # --- booking ---------------------------------------------------------------------------------------------
 
@@ -708,20 +718,49 @@ class Gateway:
 
     # --- after a crash ---------------------------------------------------------------------------------------
 
-    async def recover(self, left: Sequence[Unresolved]) -> int:
-        """Ask the providers about jobs an earlier process left behind, and settle what they answer exactly.
+    async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
+        """The pictures of a request that an earlier process left behind, if a provider still has them.
 
-        Attempts without a job, or whose provider has no answer, stay unknown at their estimate. Returns how many
-        were resolved. Nothing is ever sent again.
+        Asks the providers about the jobs of its attempts and settles what they answer exactly; nothing is ever sent
+        again. ``request`` says in which form the pictures are wanted; its prompt and inputs are not needed.
+        ``awaited``: somebody can ask for the result, so the pictures count as delivered.
+        Raises RequestError; the code is ``outcome_unknown`` if it may have been billed and nobody can tell.
         """
-        outcomes = await asyncio.gather(*(self._keep(self._resume(one)) for one in left if one.jobs))
-        return sum(outcomes)
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        try:
+            left = await self._ledger.request(request_id)
+            attempts = left.attempts if left is not None else ()
+            endings = await asyncio.gather(
+                *(
+                    self._resume(
+                        attempt.opening,
+                        [Job(job.job_id, job.state) for job in attempt.jobs],
+                        awaited=awaited,
+                        settled=attempt.state is State.SETTLED,
+                    )
+                    for attempt in reversed(attempts)
+                    if _can_be_asked_for(attempt)
+                )
+            )
+            after = await self._ledger.request(request_id)
+            for ending in endings:
+                if isinstance(ending, _Resumed):
+                    return await self._recovered(request, ending, after.attempts if after is not None else ())
+            failures = [ending for ending in endings if isinstance(ending, ProviderError)]
+            raise _unrecovered(after.attempts if after is not None else (), failures[0] if failures else None)
+        finally:
+            self._running.discard(task)
 
-    async def _resume(self, left: Unresolved) -> bool:
-        opening, began = left.opening, self._clock.monotonic()
+    async def _resume(
+        self, opening: Opening, jobs: Sequence[Job], *, awaited: bool = False, settled: bool = False
+    ) -> _Resumed | ProviderError | None:
+        """What became of an attempt's jobs, settled if it is not yet; None if that is not known."""
+        began = self._clock.monotonic()
         known = self._offers.reach(opening.target)
-        if known is None:
-            return False
+        if known is None or len(jobs) < opening.expected["requests"]:  # some call's job was never noted
+            return None
         target, provider, adapter = known
         price = Price.from_snapshot(opening.price) if opening.price else None
         cost: Cost | None = None
@@ -731,13 +770,13 @@ class Gateway:
             runs = await asyncio.gather(
                 *(
                     self._transport.run(
-                        adapter.resume(Job(job.job_id, job.state), None, target),
+                        adapter.resume(job, None, target),
                         provider,
                         auth_of(provider, adapter),
                         timeout_s=provider.timeout_s,
                         resumed=True,
                     )
-                    for job in left.jobs
+                    for job in jobs
                 )
             )
             result = await self._delivery.fetch(
@@ -747,28 +786,68 @@ class Gateway:
             failed, billed = error, booking.billed(error, provider)
             result = error.evidence if billed is Billed.YES and error.evidence and _proves(error.evidence) else None
             if result is None and billed is not Billed.NO:
-                return False
+                return None
+        duration_s = self._clock.monotonic() - began
         if result is None:
-            ending = booking.recovered(opening, self._clock.now(), self._clock.monotonic() - began, error=failed)
+            settlement = booking.recovered(opening, self._clock.now(), duration_s, error=failed)
         else:
             usage = booking.recovered_usage(opening, result)
             priced = settle(price, usage, None)
             cost = self._cost(provider.prices, price, priced.charge, opening)
-            ending = booking.recovered(
+            settlement = booking.recovered(
                 opening,
                 self._clock.now(),
-                self._clock.monotonic() - began,
+                duration_s,
                 priced=priced,
                 cost=cost,
                 usage=usage,
                 provider_request_id=result.provider_request_id,
                 error=failed,
+                delivered=awaited and failed is None,
             )
+        ending = _Resumed(opening, provider, result, duration_s) if result is not None and failed is None else failed
+        if settled:  # before the crash; only its pictures were missing
+            return ending
         if cost is not None:
             self.draw({draw.commitment: draw.nanos for draw in cost.draws})
         with contextlib.suppress(LedgerError):  # somebody else settled it meanwhile: then it is settled
-            await self._ledger.settle(ending)
-        return True
+            await self._ledger.settle(settlement)
+        return ending
+
+    async def _recovered(
+        self, request: ImageRequest, resumed: _Resumed, attempts: Sequence[AttemptRecord]
+    ) -> Completed:
+        """The answer as it would have been, from the ledger's rows."""
+        opening, result, form = resumed.opening, resumed.result, response_format(request)
+        delivered = await self._delivery.hand_over(result, request, form, opening.request_id)
+        ended = next(a.settlement for a in attempts if a.opening.attempt_id == opening.attempt_id)
+        sizes = set(delivered.made)
+        return Completed(
+            request_id=opening.request_id,
+            created=int(self._clock.now().timestamp()),
+            operation=request.operation,
+            model=request.model,
+            executed_model=opening.target,
+            provider=opening.provider,
+            provider_name=resumed.provider.title,
+            images=delivered.images,
+            response_format=form,
+            cost_nanos=sum(attempt.cost_nanos for attempt in attempts if attempt.state is State.SETTLED),
+            currency=ended.currency if ended is not None else opening.currency,
+            items=ended.items if ended is not None else (),
+            attempts=tuple(booking.recorded(attempt) for attempt in attempts),
+            reason=unpack(opening.decision).reason,
+            basis=ended.basis if ended is not None else Basis.MEASURED,
+            output_format=delivered.format,
+            size=sizes.pop() if len(sizes) == 1 else None,
+            quality=result.quality or request.quality,
+            background=result.background,
+            seed=result.seed,
+            usage=result.usage,
+            warnings=(*delivered.warnings, _RESUMED),
+            output_pixels=sum(size.pixels for size in delivered.made),
+            provider_s=resumed.took_s,
+        )
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -797,6 +876,59 @@ class Gateway:
             for task in tuple(self._running):
                 task.cancel()
             await asyncio.wait(self._running, timeout=5.0)
+
+
+_RESUMED = Warn("resumed", "The router was restarted meanwhile; the pictures are those of the job at the provider.")
+
+
+def _can_be_asked_for(attempt: AttemptRecord) -> bool:
+    """Whether the provider may know more than we do: of an unknown outcome, or of pictures that never got further."""
+    if not attempt.jobs:
+        return False
+    ended = attempt.settlement
+    paid = attempt.state is State.SETTLED and ended is not None and ended.outcome == "success"
+    return paid or attempt.state in (State.OPEN, State.UNKNOWN)
+
+
+def _unrecovered(attempts: Sequence[AttemptRecord], error: ProviderError | None) -> RequestError:
+    """Why a request that was cut off has no pictures, as exactly as it is known."""
+    states = {attempt.state for attempt in attempts}
+    told = {
+        "attempts": [
+            {"provider": one.provider, "outcome": one.outcome, "billed": one.billed}
+            for one in map(booking.recorded, attempts)
+        ]
+    }
+    if states & {State.OPEN, State.UNKNOWN}:
+        return RequestError(
+            502,
+            "The router was stopped while a provider was at work, and the provider cannot be asked what became of it. "
+            "It may have been billed; the ledger holds it at its estimate.",
+            code="outcome_unknown",
+            type=SERVER,
+            details=told,
+        )
+    if any(one.settlement is not None and one.settlement.outcome == "success" for one in attempts):
+        return RequestError(
+            502,
+            "The pictures were made and paid, but the router was stopped before it could keep them.",
+            code="result_lost",
+            type=SERVER,
+            details=told,
+        )
+    if error is not None:
+        consequence = error.consequence
+        return RequestError(
+            consequence.status, error.message, code=consequence.code, type=consequence.type, details=told
+        )
+    return RequestError(
+        503,
+        "The router was stopped before a provider had made anything. It can be sent again.",
+        code="interrupted",
+        type=SERVER,
+        retry=State.SETTLED not in states,
+        details=told,
+    )
 
 
 def response_format(request: ImageRequest) -> str:

@@ -192,6 +192,36 @@ class Transport:
         except _Unfetchable as error:
             raise ValueError(f"the URL could not be fetched: {error}") from None
 
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float, private: bool = False
+    ) -> int:
+        """Tell a host that a client named; the status of its answer, whose content is not read. Follows no redirect.
+
+        Public addresses only, unless ``private``. OSError if it cannot be told, ValueError if that is no URL.
+        """
+        pool = self._http if private else self._guarded
+        if pool is None:
+            raise ValueError("only providers are reached here")
+        try:
+            address = httpx.URL(url)
+            request = httpx.Request(
+                "POST",
+                address.copy_with(fragment=None),
+                headers=[(b"Host", address.netloc), (b"User-Agent", USER_AGENT), *_raw(headers)],
+                content=body,
+                extensions={"timeout": {"connect": CONNECT_S, "pool": CONNECT_S, "read": timeout_s}},
+            )
+            async with asyncio.timeout(timeout_s):
+                response = await pool.handle_async_request(request)
+                await response.aclose()
+                return response.status_code
+        except httpx.InvalidURL as error:
+            raise ValueError("not a valid URL") from error
+        except AddressRefused as error:
+            raise PermissionError("the host is not on the public internet") from error
+        except httpx.RequestError as error:
+            raise ConnectionError(type(error).__name__) from error
+
     async def aclose(self) -> None:
         await self._http.aclose()
         if self._guarded is not None:
@@ -453,6 +483,10 @@ class _Trust:
 
     def delivers(self, host: str) -> bool:
         return host in self.hosts or host.endswith(self.suffixes)
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _origin(url: httpx.URL) -> Origin:

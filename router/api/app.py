@@ -22,7 +22,6 @@ from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import encode_error
 from router.api.requests import Requests, RequestState
-from router.api.webhooks import Webhooks
 from router.mediastore import PATH, MediaStore
 
 MIB = 1024 * 1024
@@ -38,15 +37,14 @@ def routes(
     public_url: str | None = None,
     forward_undecodable: bool = False,
     media: MediaStore | None = None,
-    webhooks: Webhooks | None = None,
-    max_running: int = 2000,
+    requests: Requests | None = None,
     ready: Ready = dict,
     metrics: Metrics | None = None,
     started: Callable[[str], None] = lambda operation: None,
 ) -> list[BaseRoute]:
-    """The application's routes, to be mounted at the root."""
+    """The application's routes, to be mounted at the root. ``requests``: those that keep their results in ``media``."""
     auth = Authenticator(keys)
-    requests = Requests(gateway, media, webhooks, running=max_running)
+    requests = requests or Requests(gateway, media)
     face = Face(
         gateway,
         requests,

@@ -248,8 +248,8 @@ def check_values(known: Mapping[str, Any]) -> None:
                 400, f"'{name}' is longer than {most} characters.", code="string_above_max_length", param=name
             )
     url = known.get("webhook_url")
-    if url is not None and (len(url) > 2048 or not url.lower().startswith("https://")):
-        raise wrong_value("webhook_url", "'webhook_url' must be an https URL of at most 2048 characters.")
+    if url is not None and (len(url) > 2048 or not url.lower().startswith(("http://", "https://"))):
+        raise wrong_value("webhook_url", "'webhook_url' must be a URL of at most 2048 characters.")
     if len(known.get("model", "")) > _MAX_NAME:
         raise RequestError(404, "The model does not exist.", code="model_not_found", param="model")
 

@@ -88,6 +88,7 @@ class Images(Guarded):
             await events.run(face.requests, record, exchange, receive)
             return
         if request.later:
+            await face.requests.accepted(record)
             await send_accepted(record, send)
             return
         completed = exchange.completed = await face.requests.wait(record, receive)

@@ -25,6 +25,13 @@ class GatewayPort(Protocol):
         """Make the pictures. ``emit`` is told when the status may be committed, and of real partial pictures."""
         ...
 
+    async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
+        """The result of a request that an earlier process left behind, as far as a provider still has it.
+
+        ``request``: what form it is to have. ``awaited``: its client knows its id.
+        """
+        ...
+
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What it would cost: the body of a dry run."""
         ...

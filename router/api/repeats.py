@@ -70,7 +70,7 @@ class Repeats:
         return current
 
     async def keep(self, claim: Claim) -> None:
-        """Remember beyond a restart that there is a result under this key."""
+        """Remember beyond a restart who was first under this key."""
         told = {"digest": claim.digest, "request_id": claim.request_id}
         await self._store.remember(claim.name, orjson.dumps(told))
 

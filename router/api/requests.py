@@ -2,6 +2,7 @@
 
 A request runs in a task of its own. When its client leaves, or never meant to wait (``Prefer: respond-async``), the
 pictures go to the media store and the result is kept there; ``GET /v1/requests/{id}`` hands it out to the same key.
+Requests that somebody is sure to ask for are on disk before they run (``kept.py``), so that a restart can go on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from router.api.auth import Authenticator
 from router.api.http import ClientGone, Exchange, Guarded, Reservation, as_request_error, log, send_json, unless_gone
+from router.api.kept import ENDED, PROCESSING, Document, Kept, request_as_dict, request_from_dict
 from router.api.ports import Emit, GatewayPort
 from router.api.repeats import Claim, Repeats
 from router.api.reply import dump, encode_completed, raw_bytes
-from router.api.webhooks import Webhooks
+from router.api.webhooks import Event, Webhooks
 from router.errors import SERVER, RequestError
 from router.mediastore import MediaStore
 from router.types import Caller, Completed, ImageRequest
@@ -28,7 +31,7 @@ from router.types import Caller, Completed, ImageRequest
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One request. ``later``: its client does not wait, so the result must be kept."""
+    """One request. ``later``: its client does not wait, so the result must be kept; ``sure``: known from the start."""
 
     request_id: str
     created: int  # Unix seconds
@@ -36,11 +39,13 @@ class Record:
     request: ImageRequest
     base_url: str
     later: bool = False
+    sure: bool = False
     completed: Completed | None = None
     error: RequestError | None = None
     ended: bool = False  # the outcome is known and, if anybody may ask for it later, kept
     claim: Claim | None = None  # of an Idempotency-Key
     task: asyncio.Task[Completed] | None = None
+    begun: asyncio.Future[None] | None = None  # of a ``sure`` one: it is on disk, a restart will not lose it
 
     @property
     def outcome(self) -> str:
@@ -67,6 +72,17 @@ class Record:
         return orjson.dumps(head)[:-1] + b',"response":' + b"".join(response) + b"}"
 
 
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A request that was under way when its router was stopped, as far as it is known."""
+
+    request_id: str
+    created: int  # Unix seconds
+    caller: Caller
+    request: ImageRequest
+    base_url: str = ""
+
+
 class Requests:
     """Starts requests and knows the recent ones: in memory, and those that are asked for later in the store too."""
 
@@ -82,8 +98,9 @@ class Requests:
         self._gateway = gateway
         self._store = store
         self._webhooks = webhooks
+        self._kept = Kept(store) if store is not None else None
         self._repeats = Repeats(store) if store is not None else None
-        self._kept = kept
+        self._remembered = kept
         self._most = running
         self._running: dict[str, Record] = {}
         self._ended: OrderedDict[str, Record] = OrderedDict()
@@ -101,25 +118,46 @@ class Requests:
         claim: Claim | None = None,
     ) -> Record:
         """Run a request in the background. The reservation is given back when it ends."""
-        if request.webhook_url is not None and self._webhooks is None:
-            raise RequestError(
-                400, "This installation sends no webhooks.", code="unsupported_parameter", param="webhook_url"
-            )
-        if request.later and len(self._running) >= self._most:
-            raise RequestError(
-                503,
-                "Too many requests are running. Try again shortly.",
-                code="overloaded",
-                type=SERVER,
-                retry=True,
-                retry_after_s=5.0,
-            )
-        later = request.later or claim is not None
-        record = Record(exchange.request_id, int(time.time()), caller, request, base_url, later, claim=claim)
-        self._running[record.request_id] = record
-        record.task = asyncio.create_task(self._run(record, reservation, emit, routing))
-        record.task.add_done_callback(_looked_at)
+        if request.webhook_url is not None:
+            if self._webhooks is None:
+                raise RequestError(
+                    400, "This installation sends no webhooks.", code="unsupported_parameter", param="webhook_url"
+                )
+            self._webhooks.check(request.webhook_url)
+        if request.later:
+            if len(self._running) >= self._most:
+                raise RequestError(
+                    503,
+                    "Too many requests are running. Try again shortly.",
+                    code="overloaded",
+                    type=SERVER,
+                    retry=True,
+                    retry_after_s=5.0,
+                )
+            self._gateway.quote(request, caller)  # what can be refused is refused now, not when it is asked for
+        sure = request.later or claim is not None or request.webhook_url is not None
+        record = Record(exchange.request_id, int(time.time()), caller, request, base_url, sure, sure, claim=claim)
+        self._go(
+            record,
+            lambda: self._gateway.run(record.request, caller, request_id=record.request_id, emit=emit, routing=routing),
+            reservation,
+        )
         return record
+
+    def _go(
+        self, record: Record, work: Callable[[], Coroutine[Any, Any, Completed]], reservation: Reservation | None
+    ) -> None:
+        if record.sure:
+            record.begun = asyncio.get_running_loop().create_future()
+            record.begun.add_done_callback(asyncio.Future.exception)  # nobody may be waiting for it
+        self._running[record.request_id] = record
+        record.task = asyncio.create_task(self._run(record, work, reservation))
+        record.task.add_done_callback(_looked_at)
+
+    async def accepted(self, record: Record) -> None:
+        """Return when a restart cannot lose the request any more. RequestError if it cannot be kept."""
+        if record.begun is not None:
+            await asyncio.shield(record.begun)
 
     async def repeated(
         self, exchange: Exchange, request: ImageRequest, caller: Caller
@@ -135,10 +173,17 @@ class Requests:
             running = self._running.get(claim.request_id)
             if running is not None and running.task is not None:
                 return claim, running
-            document = await self._store.recall(claim.request_id) if self._store is not None else None
-            kept = orjson.loads(document) if document is not None else {}
+            kept = (await self._kept.find(claim.request_id) if self._kept is not None else None) or {}
             if kept.get("form") and (body := await self._repeats.result(kept["body"].encode(), kept["form"])):
                 return claim, body
+            if kept.get("state") == PROCESSING and claim.request_id not in self._ended:  # at another router
+                raise RequestError(
+                    409,
+                    "The first request under this Idempotency-Key is still running.",
+                    code="idempotency_key_in_use",
+                    retry=True,
+                    retry_after_s=2.0,
+                )
             claim = self._repeats.take_over(claim, exchange.request_id)
         return claim, None
 
@@ -151,11 +196,13 @@ class Requests:
             record.later = True
             raise
 
-    async def _run(self, record: Record, reservation: Reservation, emit: Emit | None, routing: bool) -> Completed:
+    async def _run(
+        self, record: Record, work: Callable[[], Coroutine[Any, Any, Completed]], reservation: Reservation | None
+    ) -> Completed:
         try:
-            completed = await self._gateway.run(
-                record.request, record.caller, request_id=record.request_id, emit=emit, routing=routing
-            )
+            if record.begun is not None:
+                await self._begin(record, record.begun)
+            completed = await work()
         except asyncio.CancelledError:
             record.error = RequestError(503, "The router was stopped.", code="cancelled", type=SERVER)
             raise
@@ -169,13 +216,39 @@ class Requests:
             await self._end(record, completed, None)
             return completed
         finally:
-            reservation.release()
+            if reservation is not None:
+                reservation.release()
             record.task = None
             record.ended = True
             self._running.pop(record.request_id, None)
             self._ended[record.request_id] = record
-            if len(self._ended) > self._kept:
+            if len(self._ended) > self._remembered:
                 self._ended.popitem(last=False)
+
+    async def _begin(self, record: Record, begun: asyncio.Future[None]) -> None:
+        """Write down what a restart needs, before anything is sent."""
+        try:
+            if self._kept is not None:
+                await self._kept.begin(record.request_id, await self._document(record, PROCESSING))
+                if record.claim is not None and self._repeats is not None:
+                    await self._repeats.keep(record.claim)
+        except OSError as problem:
+            log.error("request %s not kept", record.request_id, exc_info=problem)
+            record.sure = record.later = False
+            refused = RequestError(
+                503,
+                "The request could not be written down, so nothing was sent to a provider.",
+                code="storage_unavailable",
+                type=SERVER,
+                retry=True,
+                retry_after_s=5.0,
+            )
+            begun.set_exception(refused)
+            raise refused from problem
+        except BaseException:
+            begun.cancel()
+            raise
+        begun.set_result(None)
 
     async def _end(self, record: Record, completed: Completed | None, error: RequestError | None) -> None:
         """Note the outcome: without the pictures' bytes, with links to them if they are to be asked for later."""
@@ -186,26 +259,97 @@ class Requests:
         try:
             if completed is not None:
                 record.completed = await self._lasting(completed, record)
-            if record.later and self._store is not None:
-                document = {
-                    "key": record.caller.key,
-                    "form": completed.response_format if completed is not None else None,
-                    "body": (await record.described_as(record.outcome)).decode(),
-                }
-                await self._store.remember(record.request_id, orjson.dumps(document))
-                if record.claim is not None and completed is not None and self._repeats is not None:
-                    await self._repeats.keep(record.claim)
+            if record.later:
+                await self._keep(record, completed.response_format if completed is not None else None)
         except OSError as problem:  # a full disk must not take the picture from a client that is waiting for it
-            log.error("result not kept", exc_info=problem, extra={"request_id": record.request_id})
+            log.error("result of %s not kept", record.request_id, exc_info=problem)
             if record.completed is None:
                 record.error = RequestError(500, "The result could not be kept.", code="result_lost", type=SERVER)
-        if request.webhook_url is not None and self._webhooks is not None:
-            event = b'{"type":"image.%s","timestamp":%d,"data":%s}' % (
-                record.outcome.encode(),
-                int(time.time()),
-                await record.described_as(record.outcome),
-            )
-            self._webhooks.send(request.webhook_url, f"msg_{record.request_id}", event)
+
+    async def _keep(self, record: Record, form: str | None) -> None:
+        """The outcome on disk; then whoever is to be told of it is told."""
+        document = await self._document(record, ENDED)
+        document["form"] = form
+        if self._kept is not None:
+            await self._kept.write(record.request_id, document)
+        if document["webhook"] is not None:
+            self._call_back(record.request_id, document)
+        elif record.sure and self._kept is not None:
+            await self._kept.finish(record.request_id)
+
+    async def _document(self, record: Record, state: str) -> Document:
+        """What is kept of a request: see ``kept.py``."""
+        url = record.request.webhook_url
+        told = record.outcome if state == ENDED else PROCESSING
+        return {
+            "state": state,
+            "key": record.caller.key,
+            "created": record.created,
+            "base_url": record.base_url,
+            "request": request_as_dict(record.request),
+            "body": (await record.described_as(told)).decode(),
+            "webhook": {"url": url, "at": int(time.time()), "tries": 0, "due": 0.0} if url is not None else None,
+        }
+
+    def _call_back(self, request_id: str, document: Document) -> None:
+        """Tell the receiver how the request ended; how often that was tried is kept."""
+        hook, data = document["webhook"], document["body"]
+        if self._webhooks is None:
+            log.warning("nobody is told of %s: webhooks are no longer configured", request_id)
+            return
+        outcome = orjson.loads(data)["status"]
+        body = f'{{"type":"image.{outcome}","timestamp":{hook["at"]},"data":{data}}}'.encode()
+
+        async def note(event: Event | None) -> None:
+            if self._kept is None:
+                return
+            if event is None:
+                await self._kept.finish(request_id)
+            else:
+                hook.update(tries=event.tries, due=event.due)
+                await self._kept.write(request_id, document)
+
+        self._webhooks.send(Event(hook["url"], _message(request_id), body, hook["tries"], hook["due"]), note)
+
+    # --- from one process to the next -------------------------------------------------------------------------
+
+    async def resume(self, owner: str, cut_off: Iterable[CutOff]) -> None:
+        """Go on where an earlier process stopped; returns when everything it left can be asked for.
+
+        ``owner``: this router's ledger. ``cut_off``: the ledger's requests that were at a provider, so that those
+        whose clients meant to wait are not forgotten either. OSError if the store cannot be read.
+        """
+        if self._kept is None:
+            return
+        self._kept.owner = owner
+        for request_id, document in await self._kept.unfinished():
+            if document["state"] == PROCESSING:
+                caller, request = Caller(key=document["key"]), request_from_dict(document["request"])
+                left = CutOff(request_id, document["created"], caller, request, document["base_url"])
+                self._take_up(left, awaited=True)
+            elif document["webhook"] is not None:
+                self._call_back(request_id, document)
+            else:
+                await self._kept.finish(request_id)
+        for left in cut_off:
+            if left.request_id not in self._running:
+                self._take_up(left, awaited=False)
+
+    def _take_up(self, left: CutOff, *, awaited: bool) -> None:
+        record = Record(left.request_id, left.created, left.caller, left.request, left.base_url, later=True, sure=True)
+        self._go(
+            record, lambda: self._gateway.resume(record.request_id, record.request, awaited=awaited), reservation=None
+        )
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """After the gateway: write down how the last requests ended, and let running calls to receivers end."""
+        tasks = [record.task for record in self._running.values() if record.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+        if self._webhooks is not None:
+            await self._webhooks.close(grace_s)
 
     async def _lasting(self, completed: Completed, record: Record) -> Completed:
         if completed.response_format == "url" and all(image.url is not None for image in completed.images):
@@ -225,10 +369,10 @@ class Requests:
         record = self._running.get(request_id) or self._ended.get(request_id)
         if record is not None and record.caller.key == caller.key:
             return await record.describe(), not record.ended
-        if record is None and self._store is not None:
-            document = await self._store.recall(request_id)
-            if document is not None and (found := orjson.loads(document))["key"] == caller.key:
-                return found["body"].encode(), False
+        if record is None and self._kept is not None:
+            document = await self._kept.find(request_id)
+            if document is not None and document["key"] == caller.key:
+                return document["body"].encode(), document["state"] == PROCESSING
         raise RequestError(404, "There is no such request, or it was too long ago.", code="request_not_found")
 
     async def purge(self, request_id: str, caller: Caller) -> dict[str, Any]:
@@ -237,8 +381,16 @@ class Requests:
         if running:
             raise RequestError(400, "The request is still running.", code="request_running")
         self._ended.pop(request_id, None)
+        if self._webhooks is not None:
+            await self._webhooks.cancel(_message(request_id))
+        if self._kept is not None:
+            await self._kept.finish(request_id)
         deleted = await self._store.purge(request_id) if self._store is not None else 0
         return {"id": request_id, "object": "request.purged", "deleted_pictures": deleted}
+
+
+def _message(request_id: str) -> str:
+    return f"msg_{request_id}"
 
 
 def _looked_at(task: asyncio.Task[Completed]) -> None:

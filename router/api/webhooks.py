@@ -1,6 +1,8 @@
 """Calling a client back when its request has ended, signed as Standard Webhooks describes.
 
-``webhook-signature`` is ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body`` with the installation's secret.
+``webhook-signature`` is ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body`` with the installation's secret. A
+call that is not answered with 2xx is repeated; how often it has been tried is noted, so that a restart goes on there.
+A receiver may get an event twice, if the router dies between its answer and our note: ``webhook-id`` tells.
 """
 
 from __future__ import annotations
@@ -9,45 +11,95 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import ipaddress
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from router.api.fields import wrong_value
 
 log = logging.getLogger("pixelroute.api")
 
 Post = Callable[[str, bytes, Mapping[str, str]], Awaitable[int]]
-"""POST a body with headers to a public https address, following no redirect; its status, or an OSError."""
+"""POST a body with headers, following no redirect, to addresses that may be called only; its status, or an OSError."""
 
-DELAYS_S = (5.0, 15.0, 45.0)
+DELAYS_S = (5.0, 15.0, 45.0, 300.0, 1800.0, 7200.0)
 """Pauses before the repetitions of a call that was not answered with 2xx."""
 
 
-def secret_bytes(secret: str) -> bytes:
-    """The signing key of a ``whsec_`` secret; ValueError if it is none."""
-    prefix, _, text = secret.partition("_")
-    try:
-        key = base64.b64decode(text, validate=True)
-    except ValueError:
-        key = b""
-    if prefix != "whsec" or len(key) < 16:
-        raise ValueError("a webhook secret is whsec_ and the base64 of at least 16 bytes")
-    return key
+@dataclass(slots=True)
+class Event:
+    """What somebody is to be told. ``tries``: how often that failed; ``due``: Unix seconds of the next try."""
+
+    url: str
+    message_id: str
+    body: bytes
+    tries: int = 0
+    due: float = 0.0
+
+
+Note = Callable[[Event | None], Coroutine[Any, Any, None]]
+"""Told after a try that failed; with None when there is nothing left to do. May raise OSError."""
 
 
 class Webhooks:
-    """Delivers events. ``key`` is the secret's bytes."""
+    """Delivers events. ``key`` is the secret's bytes; ``accepts`` says which IP addresses may be called, None: any."""
 
-    def __init__(self, post: Post, key: bytes, *, delays_s: Sequence[float] = DELAYS_S) -> None:
+    def __init__(
+        self,
+        post: Post,
+        key: bytes,
+        *,
+        accepts: Callable[[str], bool] | None = None,
+        delays_s: Sequence[float] = DELAYS_S,
+    ) -> None:
         self._post = post
         self._key = key
+        self._accepts = accepts
         self._delays_s = delays_s
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._closing = asyncio.Event()
 
-    def send(self, url: str, message_id: str, body: bytes) -> None:
+    def check(self, url: str) -> None:
+        """RequestError for what can be seen at once to be no address that may be called; names are seen when called."""
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname or "", parts.port
+        except ValueError:
+            host = ""
+        if not host or parts.username is not None:
+            raise wrong_value("webhook_url", "'webhook_url' is not a URL that can be called.")
+        if self._accepts is None:
+            return
+        if parts.scheme != "https":
+            raise wrong_value("webhook_url", "'webhook_url' must be an https URL.")
+        with suppress(ValueError):
+            if not self._accepts(str(ipaddress.ip_address(host))):
+                raise wrong_value("webhook_url", "'webhook_url' must be on the public internet.") from None
+
+    def send(self, event: Event, note: Note) -> None:
         """Deliver in the background, with repetitions."""
-        task = asyncio.create_task(self._deliver(url, message_id, body))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task = asyncio.create_task(self._deliver(event, note))
+        self._running[event.message_id] = task
+        task.add_done_callback(lambda _: self._running.pop(event.message_id, None))
+
+    async def cancel(self, message_id: str) -> None:
+        """Tell nobody any more; nothing is noted of it after this."""
+        if (task := self._running.get(message_id)) is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Let running calls end; what is to be repeated is left to the next process."""
+        self._closing.set()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=grace_s)
+        for task in list(self._running.values()):
+            task.cancel()
 
     def headers(self, message_id: str, body: bytes, timestamp: int) -> dict[str, str]:
         """The headers that let a receiver check who sent this and when."""
@@ -60,18 +112,50 @@ class Webhooks:
             "webhook-signature": f"v1,{signature}",
         }
 
-    async def _deliver(self, url: str, message_id: str, body: bytes) -> None:
-        for delay_s in (*self._delays_s, None):
-            try:
-                status = await self._post(url, body, self.headers(message_id, body, int(time.time())))
-            except (OSError, ValueError, TimeoutError) as error:
-                outcome = type(error).__name__
-            else:
-                if 200 <= status < 300:
-                    return
-                outcome = str(status)
-                if status == 410:  # the receiver is gone for good
+    async def _deliver(self, event: Event, note: Note) -> None:
+        try:
+            while await self._wait(event.due):
+                outcome = await self._try(event)
+                if outcome is None:
                     break
-            if delay_s is not None:
-                await asyncio.sleep(delay_s)
-        log.warning("webhook not delivered", extra={"message_id": message_id, "outcome": outcome})
+                if event.tries >= len(self._delays_s) or outcome == "410":  # the receiver is gone for good
+                    log.warning("webhook %s given up: %s", event.message_id, outcome)
+                    break
+                event.due = time.time() + self._delays_s[event.tries]
+                event.tries += 1
+                log.info("webhook %s failed %d times: %s", event.message_id, event.tries, outcome)
+                await _unbroken(note(event))
+            else:
+                return  # the next process goes on
+            await _unbroken(note(None))
+        except OSError as problem:
+            log.error("progress of webhook %s not kept", event.message_id, exc_info=problem)
+
+    async def _wait(self, due: float) -> bool:
+        """Until the moment has come; False if the router stops before."""
+        if self._closing.is_set():
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, due - time.time())):
+                await self._closing.wait()
+                return False
+        return True
+
+    async def _try(self, event: Event) -> str | None:
+        """Why the receiver has not taken it; None if it has."""
+        try:
+            headers = self.headers(event.message_id, event.body, int(time.time()))
+            status = await self._post(event.url, event.body, headers)
+        except (OSError, ValueError) as error:
+            return type(error).__name__
+        return None if 200 <= status < 300 else str(status)
+
+
+async def _unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """Who cancels this waits for the end of the work: a write that has begun cannot be called back."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

@@ -14,11 +14,12 @@ from router.ledger.entry import (
     usage_as_dict,
     usage_from_dict,
 )
-from router.ledger.reports import Reports
+from router.ledger.reports import AttemptRecord, Reports
 from router.ledger.store import Ledger
 
 __all__ = [
     "Adjustment",
+    "AttemptRecord",
     "Audit",
     "JobNote",
     "Ledger",

@@ -57,6 +57,11 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
+    def identity(self) -> str:
+        """The hash of the first mark, which every later row is chained to: no other ledger has it."""
+        first: bytes = self._db.execute("SELECT hash FROM mark ORDER BY seq LIMIT 1").get
+        return first.hex()[:16]
+
     def left_open(self) -> dict[str, Standing]:
         """Attempts that are neither settled, void nor unknown, by id."""
         return {key: standing for key, standing in self._live.items() if standing.state is State.OPEN}

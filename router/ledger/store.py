@@ -28,7 +28,7 @@ from router.ledger.database import LedgerError, ledger_path
 from router.ledger.entry import Adjustment, JobNote, Opening, Settlement, State, Unresolved
 from router.ledger.files import Lock, Reserve
 from router.ledger.journal import Journal, Record, Standing
-from router.ledger.reports import Reports
+from router.ledger.reports import Reports, RequestRecord
 
 RESERVE_BYTES = 64 << 20
 RETRY_S = 0.5  # between attempts to write while the disk refuses
@@ -76,6 +76,7 @@ class Ledger:
         self._closing = False
         self._grace_s = 0.0
         self._mend_at = 0.0
+        self.identity = ""  # tells this ledger from all others, wherever its file lies; known once it is started
 
     @classmethod
     def from_url(cls, url: str) -> Ledger:
@@ -145,6 +146,10 @@ class Ledger:
         """Attempts that are open or unknown, oldest first, with their upstream jobs."""
         return await asyncio.to_thread(self._read_unresolved)
 
+    async def request(self, request_id: str) -> RequestRecord | None:
+        """A request with all its attempts as they stand on disk; None if it is not in the ledger."""
+        return await asyncio.to_thread(self._read_request, request_id)
+
     @property
     def problem(self) -> str | None:
         """Why no attempt can be opened now, or None: for readiness."""
@@ -189,6 +194,10 @@ class Ledger:
         with Reports(self.path) as reports:
             return reports.unresolved()
 
+    def _read_request(self, request_id: str) -> RequestRecord | None:
+        with Reports(self.path) as reports:
+            return reports.request(request_id)
+
     # What follows runs in the writer thread (``_prepare`` in a helper thread, before there is one).
 
     def _prepare(self) -> set[str]:
@@ -220,6 +229,7 @@ class Ledger:
             if isinstance(error, apsw.Error):
                 raise LedgerError(f"{self.path}: {error}") from error
             raise
+        self.identity = self._journal.identity()
         self._problem = None if room else "the disk has no room for the reserve"
         return set(left)
 

@@ -36,11 +36,14 @@ class Beside:
         """The application's base URL."""
         return self._run(self._stack.enter_async_context(served(app)))
 
-    def sandbox(self, speed: float) -> str:
+    def sandbox(self, speed: float, middleware: Any = None, **options: Any) -> str:
         """The origin of the provider emulators, working at this share of the providers' usual times."""
 
         async def start() -> str:
-            port, stop = await sandbox.serve(sandbox.build(time_scale=speed), "127.0.0.1", 0)
+            app = sandbox.build(time_scale=speed)
+            if middleware is not None:
+                app.add_middleware(middleware, **options)
+            port, stop = await sandbox.serve(app, "127.0.0.1", 0)
             self._stack.push_async_callback(stop)
             return f"http://127.0.0.1:{port}"
 

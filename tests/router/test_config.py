@@ -204,3 +204,41 @@ def test_object_storage_takes_its_keys_from_the_environment(tmp_path):
 def test_problems_of_object_storage(tmp_path, s3, key, message):
     found = problems(tmp_path, SMALL + f"media: {{s3: {s3}}}\n")
     assert any(where == key and message in text for where, text in found), found
+
+
+WHSEC = "whsec_" + "c2VjcmV0" * 4
+
+
+def test_webhooks(tmp_path):
+    assert read(tmp_path, SMALL).webhooks is None
+    text = SMALL + "webhooks: {secret_env: HOOK, retry_s: [1, 2.5], private_receivers: true}\n"
+    webhooks = read(tmp_path, text, {"HOOK": WHSEC}).webhooks
+    assert webhooks is not None
+    assert (webhooks.retry_s, webhooks.private_receivers, webhooks.key) == ((1.0, 2.5), True, b"secret" * 4)
+    assert WHSEC not in repr(webhooks)
+    plain = read(tmp_path, SMALL + "webhooks: {secret_env: HOOK}\n", {"HOOK": WHSEC}).webhooks
+    assert plain is not None
+    assert not plain.private_receivers
+
+
+@pytest.mark.parametrize(
+    ("webhooks", "key", "message"),
+    [
+        ("{retry_s: [1]}", "webhooks.secret_env", "is missing"),
+        ("{secret_env: UNSET}", "webhooks.secret_env", "UNSET is not set"),
+        ("{secret_env: SHORT}", "webhooks.secret_env", "SHORT: a webhook secret is whsec_"),
+        ("{secret_env: HOOK, retry_s: [-1]}", "webhooks.retry_s", "at least 0"),
+        ("{secret_env: HOOK, secret: x}", "webhooks.secret", "not a known key"),
+    ],
+)
+def test_problems_of_webhooks(tmp_path, webhooks, key, message):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, SMALL + f"webhooks: {webhooks}\n", {"HOOK": WHSEC, "SHORT": "whsec_eA=="})
+    assert any(problem.key == key and message in problem.message for problem in caught.value.problems)
+    assert "whsec_eA" not in str(caught.value)
+
+
+def test_a_request_ends_before_clients_give_up(tmp_path):
+    """Node's fetch gives up after 300 seconds."""
+    assert read(tmp_path, SMALL).limits.request_timeout_s < 300
+    assert load([SHIPPED], {}, today=TODAY, keyless=True).limits.request_timeout_s < 300

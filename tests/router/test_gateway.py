@@ -623,35 +623,105 @@ async def test_a_dry_run_quotes_every_candidate_and_runs_nothing(house):
 
 
 @pytest.mark.parametrize(
-    ("answer", "state", "cost"),
+    ("answer", "state", "cost", "code"),
     [
-        (lambda: made((1920, 1080)), "settled", 16_000_000),
-        (lambda: ProviderError(ErrorKind.SERVER_ERROR, "failed", billed=Billed.NO), "void", 0),
-        (lambda: ProviderError(ErrorKind.NO_ANSWER, "nobody knows"), "unknown", 0),
+        (lambda: made((1920, 1080)), "settled", 16_000_000, None),
+        (lambda: ProviderError(ErrorKind.SERVER_ERROR, "failed", billed=Billed.NO), "void", 0, "all_providers_failed"),
+        (lambda: ProviderError(ErrorKind.REFUSED, "no", billed=Billed.NO), "void", 0, "moderation_blocked"),
+        (lambda: ProviderError(ErrorKind.NO_ANSWER, "nobody knows"), "unknown", 0, "outcome_unknown"),
     ],
 )
-async def test_recovery_settles_by_evidence_only(tmp_path, answer, state, cost):
+async def test_a_request_is_resumed_by_evidence_only(tmp_path, answer, state, cost, code):
     async with House(tmp_path) as house:
-        accepted = asyncio.Event()
-
-        async def submitted(on_job, on_partial):
-            await on_job(
-                Job("job-1", {"status_url": "https://queue.fal.run/s", "response_url": "https://queue.fal.run/r"})
-            )
-            accepted.set()
-            await asyncio.Event().wait()
-
-        house.wire.answers["fal"] = [submitted]
-        waiting = asyncio.create_task(house.run(ask("fal/flux")))
-        await accepted.wait()
-        await house.gateway.close(0.0)
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        await left_behind(house, Job("job-1", URLS))
         assert house.rows()[0].state == "unknown"
         house.wire.answers["fal"] = [answer()]
-        resolved = await house.gateway.recover(await house.ledger.unresolved())
+        wanted = ask("fal/flux", output_format="webp")
+        if code is None:
+            completed = await house.gateway.resume("req_1", wanted, awaited=True)
+            assert (completed.cost_nanos, completed.request_id, completed.size) == (
+                cost,
+                "req_1",
+                ImageSize(1920, 1080),
+            )
+            assert (completed.output_format, completed.provider_name) == ("webp", "fal")
+            assert [attempt.billed for attempt in completed.attempts] == ["yes"]
+            assert "resumed" in [warning.code for warning in completed.warnings]
+            assert completed.images[0].data is not None
+        else:
+            with pytest.raises(RequestError) as caught:
+                await house.gateway.resume("req_1", wanted, awaited=True)
+            assert caught.value.code == code
+            assert not caught.value.retry
         [row] = house.rows()
         assert (row.state, row.cost_nanos) == (state, cost)
-        assert resolved == (state != "unknown")
         if state == "settled":
             assert row.settlement.evidence == "resume"
+            assert row.settlement.delivered
+            # killed again before the pictures were kept: they are fetched again, and booked once
+            assert (await house.gateway.resume("req_1", wanted, awaited=True)).cost_nanos == cost
+            assert len(house.rows()[0].entries) == len(row.entries)
+
+
+URLS = {"status_url": "https://queue.fal.run/s", "response_url": "https://queue.fal.run/r"}
+
+
+async def left_behind(house: House, *jobs: Job, **more: Any) -> None:
+    """A request whose router stopped after the provider had accepted these jobs."""
+    accepted = asyncio.Event()
+
+    async def submitted(on_job, on_partial):
+        for job in jobs:
+            await on_job(job)
+        accepted.set()
+        await asyncio.Event().wait()
+
+    house.wire.answers["fal"] = [submitted]
+    waiting = asyncio.create_task(house.run(ask("fal/flux", **more)))
+    await accepted.wait()
+    await house.gateway.close(0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_without_a_job_the_outcome_stays_unknown(tmp_path):
+    async with House(tmp_path) as house:
+        await left_behind(house)
+        sent = len(house.wire.sent)
+        with pytest.raises(RequestError) as caught:
+            await house.gateway.resume("req_1", ask("fal/flux"), awaited=True)
+        assert (caught.value.code, caught.value.details["attempts"][0]["billed"]) == ("outcome_unknown", "maybe")
+        assert len(house.wire.sent) == sent
+
+
+async def test_jobs_of_which_some_were_never_noted_are_not_taken_for_the_whole(tmp_path):
+    async with House(tmp_path) as house:
+        numbers = iter(range(9))
+
+        async def submitted(on_job, on_partial):
+            if next(numbers) == 0:
+                await on_job(Job("job-1", URLS))
+            raise ProviderError(ErrorKind.NO_ANSWER, "the process died here")
+
+        house.wire.answers["fal"] = [submitted]
+        with pytest.raises(RequestError):
+            await house.run(ask("fal/flux", n=5))
+        house.wire.answers["fal"] = [made((1024, 1024))]
+        with pytest.raises(RequestError) as caught:
+            await house.gateway.resume("req_1", ask("fal/flux", n=5), awaited=True)
+        assert caught.value.code == "outcome_unknown"
+        assert house.rows()[0].state == "unknown"
+
+
+async def test_what_was_never_sent_may_be_sent_again(tmp_path):
+    async with House(tmp_path) as house:
+        with pytest.raises(RequestError) as caught:
+            await house.gateway.resume("req_1", ask("fal/flux"), awaited=True)
+        assert (caught.value.code, caught.value.retry) == ("interrupted", True)
+
+
+async def test_a_paid_picture_that_nobody_kept_is_called_lost(house):
+    await house.run(ask("fal/flux"))
+    with pytest.raises(RequestError) as caught:
+        await house.gateway.resume("req_1", ask("fal/flux"), awaited=True)
+    assert (caught.value.code, caught.value.retry) == ("result_lost", False)

@@ -69,6 +69,7 @@ class FakeGateway:
     requests: list[ImageRequest] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    resumed: list[tuple[str, ImageRequest, bool]] = field(default_factory=list)
     defaults: dict[Operation, str] = field(default_factory=dict)
 
     async def run(
@@ -124,6 +125,10 @@ class FakeGateway:
             warnings=(Warn("size_changed", "The provider made another size.", "size"),),
         )
         return replace(completed, **self.change)
+
+    async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
+        self.resumed.append((request_id, request, awaited))
+        return await self.run(request, Caller(), request_id=request_id)
 
     def image(self, form: str) -> GeneratedImage:
         return GeneratedImage(

@@ -2,10 +2,9 @@
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,14 @@ import httpx
 import pytest
 
 from router.api import build_app, routes
-from router.api.webhooks import Webhooks, secret_bytes
+from router.api.requests import CutOff, Requests
+from router.api.webhooks import Event, Webhooks
+from router.config import webhook_key
 from router.errors import RequestError
 from router.mediastore import Directory, MediaStore
-from router.types import GeneratedImage
+from router.pool import is_public
+from router.types import Caller, GeneratedImage, ImageRequest, Operation
+from tests.docs.blocks import blocks
 from tests.router.api.conftest import KEY, Key
 from tests.router.api.fake import FakeGateway, picture
 
@@ -208,7 +211,7 @@ async def test_jobs_are_bounded(make_client: Callable[..., httpx.AsyncClient], g
         await go_on.wait()
 
     gateway.behave = wait
-    async with make_client(max_running=1) as client:
+    async with make_client(requests=Requests(gateway, running=1)) as client:
         await submit(client)
         response = await client.post(GENERATE, json=OK, headers=ASYNC)
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
@@ -216,16 +219,25 @@ async def test_jobs_are_bounded(make_client: Callable[..., httpx.AsyncClient], g
 
 
 async def test_a_full_disk_takes_no_picture_from_a_waiting_client(
-    client: httpx.AsyncClient, store: MediaStore, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, gateway: FakeGateway, store: MediaStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "put", full)
-    monkeypatch.setattr(store, "remember", full)
-    assert (await client.post(GENERATE, json=OK)).json()["data"][0]["b64_json"]
+    def fill(*_: Any) -> None:
+        monkeypatch.setattr(store, "put", full)
+        monkeypatch.setattr(store, "remember", full)
+
+    gateway.behave = fill
     answer = await ended(client, await submit(client))
     assert (answer["status"], answer["error"]["code"]) == ("failed", "result_lost")
+    assert (await client.post(GENERATE, json=OK)).json()["data"][0]["b64_json"]
+    # what cannot be written down is not begun
+    made = len(gateway.requests)
+    refused = await client.post(GENERATE, json=OK, headers=ASYNC)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert refused.headers["x-should-retry"] == "true"
+    assert len(gateway.requests) == made
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------
@@ -244,7 +256,8 @@ async def test_a_webhook_is_signed(
 
     gateway.behave = fail
     receiver = Receiver(200)
-    async with make_client(media=store, webhooks=Webhooks(receiver, secret_bytes(SECRET))) as client:
+    requests = Requests(gateway, store, Webhooks(receiver, webhook_key(SECRET)))
+    async with make_client(media=store, requests=requests) as client:
         request_id = await submit(client, webhook_url=URL)
         async with asyncio.timeout(5):
             await receiver.called.wait()
@@ -253,11 +266,23 @@ async def test_a_webhook_is_signed(
         assert url == URL
         assert event["type"] == ("image.failed" if fails else "image.completed")
         assert event["data"] == (await client.get(f"/v1/requests/{request_id}")).json()
-    # the check that Standard Webhooks receivers make
-    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
-    expected = base64.b64encode(hmac.new(b"s" * 32, signed, hashlib.sha256).digest()).decode()
-    assert headers["webhook-signature"] == f"v1,{expected}"
+    # what the documentation gives to receivers
+    documented: dict[str, Any] = {}
+    [block] = blocks("router/api/README.md", "python")
+    exec(block.text, documented)
+    verified = documented["verified"]
+    assert verified(SECRET, headers, body)
+    assert not verified(SECRET, headers, body + b" ")
+    assert not verified("whsec_" + base64.b64encode(b"o" * 32).decode(), headers, body)
+    assert not verified(SECRET, {**headers, "webhook-timestamp": "1700000000"}, body)
     assert headers["webhook-id"] == f"msg_{request_id}"
+
+
+def test_the_signature_is_the_specifications() -> None:
+    """The example of the Standard Webhooks reference implementations."""
+    webhooks = Webhooks(Receiver(), webhook_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"))
+    headers = webhooks.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', 1614265330)
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 @pytest.mark.parametrize(
@@ -266,17 +291,223 @@ async def test_a_webhook_is_signed(
 )
 async def test_a_webhook_is_repeated(answers: list[int | Exception], calls: int) -> None:
     receiver = Receiver(*answers)
-    webhooks = Webhooks(receiver, b"k" * 32, delays_s=(0, 0, 0))
-    webhooks.send(URL, "msg_1", b"{}")
-    await asyncio.gather(*webhooks._running)
+    webhooks, ended, tries = Webhooks(receiver, b"k" * 32, delays_s=(0, 0, 0)), asyncio.Event(), []
+
+    async def note(event: Event | None) -> None:
+        if event is None:
+            ended.set()
+        else:
+            tries.append(event.tries)
+
+    webhooks.send(Event(URL, "msg_1", b"{}"), note)
+    async with asyncio.timeout(5):
+        await ended.wait()
     assert len(receiver.calls) == calls
+    assert tries == list(range(1, calls))
     assert len({headers["webhook-id"] for _, _, headers in receiver.calls}) == 1
 
 
-@pytest.mark.parametrize("url", ["http://x.example", "ftp://x", "x", "https://" + "x" * 3000])
-async def test_bad_webhook_urls(client: httpx.AsyncClient, url: str) -> None:
-    response = await client.post(GENERATE, json=OK | {"webhook_url": url})
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x.example",
+        "ftp://x",
+        "x",
+        "https://" + "x" * 3000,
+        "https://",
+        "https://user:password@x.example",
+        "https://127.0.0.1/hook",
+        "https://[::1]/hook",
+        "https://169.254.169.254/latest",
+        "https://x.example:port/",
+    ],
+)
+async def test_bad_webhook_urls(make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, url: str) -> None:
+    webhooks = Webhooks(Receiver(), b"k" * 32, accepts=is_public)
+    async with make_client(requests=Requests(gateway, webhooks=webhooks)) as client:
+        response = await client.post(GENERATE, json=OK | {"webhook_url": url})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "webhook_url")
+    assert gateway.requests == []
+
+
+async def test_receivers_of_ones_own_may_be_allowed(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway
+) -> None:
+    receiver = Receiver(200)
+    async with make_client(requests=Requests(gateway, webhooks=Webhooks(receiver, b"k" * 32))) as client:
+        response = await client.post(GENERATE, json=OK | {"webhook_url": "http://127.0.0.1:9/hook"})
+        assert response.status_code == 200
+        async with asyncio.timeout(5):
+            await receiver.called.wait()
+
+
+# --- from one process to the next -------------------------------------------------------------------------------
+
+
+async def router(
+    make_client: Callable[..., httpx.AsyncClient],
+    gateway: FakeGateway,
+    store: MediaStore,
+    receiver: Receiver | None = None,
+    *,
+    owner: str = "ledger",
+    cut_off: Iterable[CutOff] = (),
+) -> tuple[httpx.AsyncClient, Requests]:
+    """What a process builds when it starts."""
+    webhooks = Webhooks(receiver, b"k" * 32, delays_s=(60,)) if receiver is not None else None
+    requests = Requests(gateway, store, webhooks)
+    await requests.resume(owner, cut_off)
+    return make_client(media=store, requests=requests), requests
+
+
+async def until(look: Callable[[], Awaitable[Any]], right: Callable[[Any], bool] = bool) -> None:
+    """Wait for what a thread writes."""
+    async with asyncio.timeout(5):
+        while not right(await look()):  # noqa: ASYNC110 - what is waited for is the file system
+            await asyncio.sleep(0.001)
+
+
+def killed(requests: Requests) -> None:
+    """The process is gone: nothing it had in hand goes on."""
+    for record in requests._running.values():
+        assert record.task is not None
+        record.task.cancel()
+    for task in requests._webhooks._running.values() if requests._webhooks is not None else ():
+        task.cancel()
+
+
+def hanging(*_: Any) -> Any:
+    return asyncio.Event().wait()
+
+
+async def test_a_job_survives_its_process(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore
+) -> None:
+    receiver = Receiver(200)
+    gateway.behave = hanging
+    first, requests = await router(make_client, gateway, store, receiver)
+    request_id = await submit(first, webhook_url=URL, output_format="webp", size="512x512", n=2)
+    killed(requests)
+
+    # another router with the same store knows of it, and leaves it alone
+    other, _ = await router(make_client, gateway, store, receiver, owner="another")
+    answer = await other.get(f"/v1/requests/{request_id}")
+    assert (answer.json()["status"], answer.headers["retry-after"]) == ("processing", "2")
+    assert gateway.resumed == []
+
+    go_on = asyncio.Event()
+    gateway.behave = lambda *_: go_on.wait()
+    second, requests = await router(make_client, gateway, store, receiver)
+    assert (await second.get(f"/v1/requests/{request_id}")).json()["status"] == "processing"
+    go_on.set()
+    answer_ = await ended(second, request_id)
+    assert answer_["status"] == "completed"
+    assert len(answer_["response"]["data"]) == 2
+    [(resumed_id, request, awaited)] = gateway.resumed
+    assert (resumed_id, awaited) == (request_id, True)
+    assert (request.output_format, str(request.size), request.n, request.prompt) == ("webp", "512x512", 2, "")
+    async with asyncio.timeout(5):
+        await receiver.called.wait()
+    assert json.loads(receiver.calls[0][1])["data"] == answer_
+    await requests.close()
+
+    # nothing is left to do, and the result is still there
+    third, _ = await router(make_client, gateway, store, receiver)
+    assert (await third.get(f"/v1/requests/{request_id}")).json() == answer_
+    assert len(gateway.resumed) == len(receiver.calls) == 1
+
+
+async def test_a_prompt_is_never_kept(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore
+) -> None:
+    gateway.behave = hanging
+    client, requests = await router(make_client, gateway, store)
+    await submit(client, prompt="a very private prompt")
+    killed(requests)
+    names = await store.remembered("")
+    kept = [await store.recall(name) or b"" for name in names]
+    assert any(b"processing" in content for content in kept)
+    assert not any(b"private" in content for content in kept)
+
+
+async def test_a_webhook_survives_its_process(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore, monkeypatch: Any
+) -> None:
+    receiver = Receiver(503)
+    client, requests = await router(make_client, gateway, store, receiver)
+    request_id = await submit(client, webhook_url=URL)
+    async with asyncio.timeout(5):
+        await receiver.called.wait()
+    await until(lambda: store.recall(request_id), lambda found: b'"tries":1' in found)
+    await requests.close()  # a pause of a minute holds nothing up
+    _, first, headers = receiver.calls[0]
+
+    receiver.called.clear()
+    await router(make_client, gateway, store, receiver)
+    await asyncio.sleep(0.01)
+    assert len(receiver.calls) == 1  # the pause goes on
+    later = time.time() + 60
+    monkeypatch.setattr("router.api.webhooks.time.time", lambda: later)
+    await router(make_client, gateway, store, receiver)
+    async with asyncio.timeout(5):
+        await receiver.called.wait()
+    _, second, again = receiver.calls[1]
+    assert (second, again["webhook-id"]) == (first, headers["webhook-id"])
+    await until(lambda: store.remembered("job_"), lambda found: not found)
+
+
+async def test_a_repeated_request_waits_for_the_resumed_one(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore
+) -> None:
+    gateway.behave = hanging
+    key = {"Idempotency-Key": "order-17"}
+    client, requests = await router(make_client, gateway, store)
+    waiting = asyncio.create_task(client.post(GENERATE, json=OK, headers=key))
+    await until(lambda: store.remembered("key_"))  # the last thing that is written before it runs
+    # a second router of the same store says so, instead of buying the picture twice
+    other, _ = await router(make_client, gateway, store, owner="another")
+    refused = await other.post(GENERATE, json=OK, headers=key)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+    assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("2", "true")
+    killed(requests)
+    await asyncio.gather(waiting, return_exceptions=True)
+
+    gateway.behave = None
+    client, _ = await router(make_client, gateway, store)
+    answer = (await client.post(GENERATE, json=OK, headers=key)).json()
+    assert answer["data"][0]["b64_json"]
+    assert [resumed[0] for resumed in gateway.resumed] == [answer["id"]]
+
+
+async def test_a_request_that_nobody_meant_to_ask_for_is_found_as_well(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise RequestError(502, "Nobody knows.", code="outcome_unknown", type="server_error")
+
+    gateway.behave = unknown
+    request = ImageRequest(Operation.GENERATE, "gpt-image-2", "", response_format="url")
+    left = CutOff("req_left", 1_795_000_000, Caller("tests"), request)
+    for cut_off in ([left], []):  # and again after another restart
+        client, _ = await router(make_client, gateway, store, cut_off=cut_off)
+        answer = await ended(client, "req_left")
+        assert (answer["status"], answer["error"]["code"]) == ("failed", "outcome_unknown")
+    assert [resumed[2] for resumed in gateway.resumed] == [False]
+
+
+async def test_purging_calls_nobody(
+    make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, store: MediaStore
+) -> None:
+    receiver = Receiver(503)
+    client, requests = await router(make_client, gateway, store, receiver)
+    request_id = await submit(client, webhook_url=URL)
+    async with asyncio.timeout(5):
+        await receiver.called.wait()
+    assert (await client.delete(f"/v1/requests/{request_id}")).status_code == 200
+    await asyncio.sleep(0)
+    assert requests._webhooks is not None
+    assert not requests._webhooks._running
+    assert await store.remembered("") == []
 
 
 async def test_webhooks_need_a_sender(client: httpx.AsyncClient) -> None:
@@ -287,4 +518,4 @@ async def test_webhooks_need_a_sender(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("secret", ["x", "whsec", "whsec_%%%", "sk_" + base64.b64encode(b"s").decode()])
 def test_bad_secrets(secret: str) -> None:
     with pytest.raises(ValueError, match="whsec_"):
-        secret_bytes(secret)
+        webhook_key(secret)
