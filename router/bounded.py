@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 
 INFLATE_BYTES = 256 * 1024  # decoded at once
+
+
+class Whole(httpx.Response):
+    """A response whose body is in memory as it is meant to be read: httpx's own would send it through its decoders."""
+
+    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        super().__init__(status, headers=headers, stream=httpx.ByteStream(body))
+        self.is_closed = self.is_stream_consumed = True
+        self._body = body
+
+    @property
+    def content(self) -> bytes:
+        return self._body
+
+    def read(self) -> bytes:
+        return self._body
+
+    async def aread(self) -> bytes:
+        return self._body
 
 
 class TooLarge(Exception):
@@ -28,7 +47,7 @@ async def whole(response: httpx.Response, most: int) -> httpx.Response:
         async for piece in reader:
             found.append(piece)
     headers = [(k, v) for k, v in response.headers.raw if k.lower() not in (b"content-encoding", b"content-length")]
-    return httpx.Response(response.status_code, headers=headers, content=b"".join(found))
+    return Whole(response.status_code, headers, found[0] if len(found) == 1 else b"".join(found))
 
 
 async def pieces(response: httpx.Response, most: int) -> AsyncGenerator[bytes, None]:

@@ -9,10 +9,15 @@ Amounts are dollars as floats and start at zero with the process: for graphs and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from router.errors import CONSEQUENCES, ErrorKind
 from router.types import Operation, Target
@@ -44,54 +49,113 @@ CIRCUIT_STATES = ("closed", "open", "half_open")
 PRICE_STATUSES = ("active", "stale", "unverified")
 
 
-class Family:
-    """A metric's children by their label values: each looked up once, and only ever from the closed sets."""
+class Number:
+    """One series of a counter or gauge. Counted on the event loop only, so it needs no lock."""
 
-    __slots__ = ("_allowed", "_children", "_metric", "_overflow")
+    __slots__ = ("_value",)
 
-    def __init__(self, metric: Any, allowed: Mapping[str, frozenset[str]], overflow: Counter) -> None:
-        self._metric = metric
+    def __init__(self) -> None:
+        self._value = 0.0
+
+    def inc(self, by: float = 1.0) -> None:
+        self._value += by
+
+    def dec(self) -> None:
+        self._value -= 1.0
+
+    def set(self, value: float) -> None:
+        self._value = value
+
+    def show(self, labels: tuple[str, ...], family: Any) -> None:
+        family.add_metric(labels, self._value)
+
+
+class Distribution:
+    """One series of a histogram: how many observations fell up to each bound and beyond the last, and their sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def show(self, labels: tuple[str, ...], family: Any) -> None:
+        names = (*map(floatToGoString, self._bounds), "+Inf")
+        family.add_metric(labels, list(zip(names, accumulate(self._counts), strict=True)), self._sum)
+
+
+S = TypeVar("S", bound=Number | Distribution)
+
+
+class Family(Generic[S]):
+    """A metric's series by their label values, only ever from the closed sets; a collector of prometheus-client.
+
+    Its own counters and histograms take a lock, check the metric's kind and offer exemplars at every increment, of
+    which a request makes twenty.
+    """
+
+    __slots__ = ("_allowed", "_described", "_make", "_overflow", "_series")
+
+    def __init__(
+        self,
+        described: Callable[[], Any],
+        allowed: Mapping[str, frozenset[str]],
+        make: Callable[[], S],
+        overflow: Callable[[str], None],
+    ) -> None:
+        self._described = described
         self._allowed = allowed
+        self._make = make
         self._overflow = overflow
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._series: dict[tuple[str, ...], S] = {}
+        if not allowed:
+            self.admitted()
 
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(self._allowed)
 
-    def __call__(self, *values: str) -> Any:
-        """The counter, gauge or histogram of these label values, in the order of the definition."""
-        child = self._children.get(values)
-        return child if child is not None else self._admit(values)
+    def __call__(self, *values: str) -> S:
+        """The series of these label values, in the order of the definition."""
+        series = self._series.get(values)
+        if series is not None:
+            return series
+        return self.admitted(*(self._bounded(label, value) for label, value in zip(self._allowed, values, strict=True)))
 
-    def _admit(self, values: tuple[str, ...]) -> Any:
-        admitted = tuple(self._bounded(label, value) for label, value in zip(self._allowed, values, strict=True))
-        child = self._metric.labels(*admitted) if admitted else self._metric
-        if admitted == values:  # anything else is not remembered: the memory would have no bound
-            self._children[values] = child
-        return child
+    def admitted(self, *values: str) -> S:
+        """The series of label values that are known to be of their sets."""
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = self._make()
+        return series
 
     def _bounded(self, label: str, value: str) -> str:
         if value in self._allowed[label] or value == NONE:
             return value
-        self._overflow.labels(label).inc()
+        self._overflow(label)
         return UNKNOWN if label in ("model", "provider", "from_provider", "to_provider") else OTHER
+
+    def collect(self) -> list[Any]:
+        """For a scrape, in whichever thread answers it while the event loop goes on counting."""
+        family = self._described()
+        for labels, series in list(self._series.items()):
+            series.show(labels, family)
+        return [family]
 
 
 class Metrics:
     """All families of one router, in a registry of their own, with what can happen already at zero."""
 
     def __init__(self, targets: Sequence[Target], teams: Sequence[str], build: Mapping[str, str]) -> None:
-        # One series fewer per counter and histogram; nothing reads them.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = CollectorRegistry()
-        self.families: dict[str, Family] = {}
-        self._overflow = Counter(
-            "label_overflow",
-            "Label values outside their set, shown as _unknown or _other.",
-            ["label"],
-            namespace=NAMESPACE,
-            registry=self.registry,
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.families: dict[str, Family[Any]] = {}
+        self._overflow = self.counter(
+            "label_overflow_total", "Label values outside their set, shown as _unknown or _other.", label=()
         )
         ProcessCollector(registry=self.registry)
 
@@ -104,20 +168,27 @@ class Metrics:
         self._internals(build)
         self._start_at_zero(targets, models, providers, teams)
 
-    def counter(self, name: str, help: str, **labels: Iterable[str]) -> Family:
-        return self._family(name, Counter, help, labels)
+    def counter(self, name: str, help: str, **labels: Iterable[str]) -> Family[Number]:
+        return self._family(name, CounterMetricFamily, help, labels, Number)
 
-    def gauge(self, name: str, help: str, **labels: Iterable[str]) -> Family:
-        return self._family(name, Gauge, help, labels)
+    def gauge(self, name: str, help: str, **labels: Iterable[str]) -> Family[Number]:
+        return self._family(name, GaugeMetricFamily, help, labels, Number)
 
-    def histogram(self, name: str, help: str, bounds: Sequence[float], **labels: Iterable[str]) -> Family:
-        return self._family(name, Histogram, help, labels, buckets=bounds)
+    def histogram(self, name: str, help: str, bounds: Sequence[float], **labels: Iterable[str]) -> Family[Distribution]:
+        return self._family(name, HistogramMetricFamily, help, labels, partial(Distribution, bounds))
 
-    def _family(self, name: str, kind: Any, help: str, labels: Mapping[str, Iterable[str]], **options: Any) -> Family:
-        metric = kind(name, help, tuple(labels), namespace=NAMESPACE, registry=self.registry, **options)
+    def _family(
+        self, name: str, kind: Callable[..., Any], help: str, labels: Mapping[str, Iterable[str]], make: Callable[[], S]
+    ) -> Family[S]:
+        name = f"{NAMESPACE}_{name}"
         allowed = {label: frozenset(values) for label, values in labels.items()}
-        family = self.families[f"{NAMESPACE}_{name}"] = Family(metric, allowed, self._overflow)
+        family = Family(partial(kind, name, help, labels=tuple(labels)), allowed, make, self._overflowed)
+        self.registry.register(family)
+        self.families[name] = family
         return family
+
+    def _overflowed(self, label: str) -> None:
+        self._overflow.admitted(label).inc()
 
     # --- definitions ---------------------------------------------------------------------------------------------
 
@@ -321,4 +392,4 @@ class Metrics:
         for result in ("ok", "error"):
             self.writes(result)
         for label in ("model", "provider", "team"):
-            self._overflow.labels(label)
+            self._overflow.admitted(label)

@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 from aiohappyeyeballs import start_connection
 
+from router.bounded import Whole
 from router.http1 import Answer, Connection, Failures, Origin, translated, written
 
 MAX_NAMES = 1000  # names remembered with their addresses
@@ -133,7 +134,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             raise
         if answer.complete and not answer.encoded:
             # A small answer comes in one piece with its head: there is nothing left to wait for.
-            return httpx.Response(answer.status, headers=answer.headers, content=answer.rest())
+            return Whole(answer.status, answer.headers, answer.rest())
         return httpx.Response(answer.status, headers=answer.headers, stream=answer)
 
     async def aclose(self) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 
 from pricing import MEGAPIXEL, PriceBooks, money_text
 from router.events import AttemptFinished, RequestFinished
-from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, Family, Metrics
+from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, Family, Metrics, Number
 from router.types import Target
 
 STALE_DAYS = 45
@@ -326,7 +326,7 @@ class Telemetry:
                 self.metrics.spend(window, team or NONE).set(nanos / 1e9)
 
 
-def _differ(family: Family, finished: AttemptFinished, nanos: int) -> None:
+def _differ(family: Family[Number], finished: AttemptFinished, nanos: int) -> None:
     if nanos:
         family(finished.provider, finished.model, "over" if nanos > 0 else "under").inc(abs(nanos) / 1e9)
 

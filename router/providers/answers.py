@@ -364,10 +364,10 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 def request_id(response: httpx.Response) -> str | None:
+    headers = response.headers
     for name in _REQUEST_ID_HEADERS:
-        value = response.headers.get(name)
-        if value is not None:
-            return identifier(value)
+        if name in headers:
+            return identifier(headers[name])
     return None
 
 

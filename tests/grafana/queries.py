@@ -32,9 +32,7 @@ def exported() -> dict[str, frozenset[str]]:
         described = telemetry.metrics.families.get(family.name) or telemetry.metrics.families.get(
             f"{family.name}_total"
         )
-        labels = frozenset(
-            described.labels if described is not None else ["label"] if "overflow" in family.name else []
-        )
+        labels = frozenset(described.labels if described is not None else ())
         if family.type == "histogram":
             series |= {
                 f"{family.name}_bucket": labels | {"le"},
