@@ -383,7 +383,8 @@ def read_deadline(headers: Mapping[bytes, bytes], *, waits: bool) -> float | Non
         if seconds < 0.1:
             raise wrong_value("X-Pixelroute-Deadline-S", "'X-Pixelroute-Deadline-S' must be at least 0.1.")
         return seconds
-    raw = headers.get(b"x-stainless-read-timeout") if waits else None
+    if waits:  # the Python client's word, and the JavaScript client's
+        raw = headers.get(b"x-stainless-read-timeout") or headers.get(b"x-stainless-timeout")
     if raw is None:
         return None
     try:

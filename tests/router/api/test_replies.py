@@ -386,6 +386,7 @@ async def test_models_to_ask_in_turn(client: httpx.AsyncClient, gateway: FakeGat
     [
         ({}, {}, None),
         ({"X-Stainless-Read-Timeout": "20"}, {}, 19.0),  # the answer must be there before the client gives up
+        ({"X-Stainless-Timeout": "20"}, {}, 19.0),
         ({"X-Stainless-Read-Timeout": "20"}, {"stream": True}, None),  # where it is the time between two events
         ({"X-Stainless-Read-Timeout": "20"}, {"background": True}, None),
         ({"X-Stainless-Read-Timeout": "none"}, {}, None),

@@ -1,0 +1,169 @@
+"""The rules after a failure and for a second copy, as tables: what is done, when, and what it may cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from router.errors import CONSEQUENCES, Billed, ErrorKind
+from router.routing import Candidate, Outcome, Prior, RouteRequest, RoutingSettings, Selector
+from router.routing.failover import BACKOFF_CAP_S, RULES, backoff_s, next_step, rescue_delay
+
+
+def step(kind: ErrorKind = ErrorKind.SERVER_ERROR, billed: Billed = Billed.NO, **changes: Any) -> tuple[str, float]:
+    values: dict[str, Any] = {
+        "attempt_no": 1,
+        "attempts": 3,
+        "others": True,
+        "remaining_s": 100.0,
+        "retry_after_s": None,
+        "affordable": True,
+        "retry_allowed": True,
+        "refused_elsewhere": False,
+        "draw": 0.5,
+    }
+    following = next_step(kind, billed, **(values | changes))
+    return following.action, following.delay_s
+
+
+def test_every_kind_of_failure_has_its_rule_and_its_consequence():
+    assert set(RULES) == set(CONSEQUENCES) == set(ErrorKind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "billed", "behind", "alone"),
+    [
+        (ErrorKind.NOT_SENT, Billed.NO, "failover", "retry"),
+        (ErrorKind.AUTH, Billed.NO, "failover", "stop"),
+        (ErrorKind.RATE_LIMITED, Billed.NO, "failover", "retry"),
+        (ErrorKind.BAD_REQUEST, Billed.NO, "stop", "stop"),
+        (ErrorKind.REFUSED, Billed.NO, "stop", "stop"),
+        (ErrorKind.SERVER_ERROR, Billed.NO, "failover", "retry"),
+        (ErrorKind.SERVER_ERROR, Billed.MAYBE, "failover", "stop"),
+        (ErrorKind.NO_ANSWER, Billed.MAYBE, "failover", "stop"),
+        (ErrorKind.UNUSABLE, Billed.YES, "failover", "stop"),
+        (ErrorKind.DOWNLOAD, Billed.YES, "stop", "stop"),
+        (ErrorKind.CANCELLED, Billed.MAYBE, "stop", "stop"),
+    ],
+)
+def test_what_follows_with_another_target_behind_and_without(kind, billed, behind, alone):
+    assert step(kind, billed)[0] == behind
+    assert step(kind, billed, others=False)[0] == alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "action"),
+    [
+        ({"attempt_no": 3}, "stop"),
+        ({"remaining_s": 0.0}, "stop"),
+        ({"remaining_s": None}, "failover"),
+        ({"billed": Billed.MAYBE, "affordable": False}, "stop"),  # a second bill beyond the waste budget
+        ({"affordable": False}, "failover"),  # what was free may be repeated however little is left
+        ({"kind": ErrorKind.REFUSED, "refused_elsewhere": True}, "failover"),
+        ({"kind": ErrorKind.DOWNLOAD, "refused_elsewhere": True, "billed": Billed.YES}, "stop"),
+        ({"others": False, "retry_allowed": False}, "stop"),
+        ({"others": False, "attempt_no": 2}, "stop"),  # a server error is tried once more, not twice
+        ({"others": False, "attempt_no": 2, "kind": ErrorKind.NOT_SENT}, "retry"),
+    ],
+)
+def test_limits_of_attempts_time_and_money(changes, action):
+    assert step(**changes)[0] == action
+
+
+def test_backoff_is_drawn_between_nothing_and_a_second_that_doubles_to_thirty_two():
+    assert [backoff_s(number, 1.0) for number in range(1, 9)] == [1, 2, 4, 8, 16, 32, BACKOFF_CAP_S, BACKOFF_CAP_S]
+    assert [backoff_s(number, 0.0) for number in (1, 5, 50)] == [0, 0, 0]
+    assert backoff_s(3, 0.25) == 1.0
+
+
+def test_a_targets_own_wish_is_respected_unless_it_leaves_no_time():
+    assert step(ErrorKind.RATE_LIMITED, others=False, retry_after_s=7.0) == ("retry", pytest.approx(7.05))
+    assert step(ErrorKind.RATE_LIMITED, others=False, retry_after_s=7.0, remaining_s=6.0)[0] == "stop"
+    assert step(ErrorKind.RATE_LIMITED, retry_after_s=7.0) == ("failover", 0.0)  # it is that target's alone
+
+
+# --- the second copy --------------------------------------------------------------------------------------------
+
+MEDIAN_S, SIGMA = 3.0, math.log(6.0 / 3.0) / 1.645  # p95 6 s
+PRICE, LAMBDA = 12e6, 1.5e6  # nanos of the copy, and of a second
+
+
+def due(**changes: Any) -> float | None:
+    values: dict[str, Any] = {
+        "stuck_share": 0.001,
+        "backup_mean_s": 4.0,
+        "backup_price_nanos": PRICE,
+        "value_of_time": LAMBDA,
+        "limit_s": 60.0,
+    }
+    return rescue_delay(math.log(MEDIAN_S), SIGMA, **(values | changes))
+
+
+def test_it_starts_far_beyond_the_p95_and_before_the_limit():
+    seconds = due()
+    assert seconds is not None
+    assert 6.0 < seconds < 20.0
+
+
+@pytest.mark.parametrize(
+    ("sooner", "later"),
+    [
+        ({"value_of_time": 10e6}, {"value_of_time": 0.3e6}),  # who values time more waits less
+        ({"backup_price_nanos": 4e6}, {"backup_price_nanos": 200e6}),
+        ({"stuck_share": 0.05}, {"stuck_share": 0.0005}),
+        ({"backup_mean_s": 1.0}, {"backup_mean_s": 30.0}),
+        ({"value_nanos": 5e8}, {"value_nanos": 5e6}),
+    ],
+)
+def test_it_weighs_time_money_and_the_odds(sooner, later):
+    first, second = due(**sooner), due(**later)
+    assert first is not None
+    assert second is None or first < second
+
+
+def test_an_attempt_that_ends_before_a_copy_is_worth_its_price_has_none():
+    assert due(limit_s=5.0) is None
+
+
+def racing(**settings: Any) -> tuple[Selector, RouteRequest]:
+    candidates = (
+        Candidate("a/m", "a", 8_000_000, 8_000_000),
+        Candidate("b/m", "b", 12_000_000, 12_000_000),
+        Candidate("c/m", "c", 12_000_000, 12_000_000),
+    )
+    priors = {"a/m": Prior(3.0, 6.0, 0.99), "b/m": Prior(3.0, 6.0, 0.99), "c/m": Prior(20.0, 40.0, 0.99)}
+    return Selector(RoutingSettings(**settings), priors), RouteRequest("m", "generate", candidates)
+
+
+def test_nobody_is_rescued_unless_it_is_wanted():
+    machine, request = racing()
+    decision = machine.choose(request, 0.0)
+    assert decision.target == "a/m"
+    assert machine.rescue_after(decision, 0.0) is None
+    assert machine.rescue_after(decision, 0.0, wanted=True) is not None
+    machine, request = racing(rescue=True)
+    assert machine.rescue_after(machine.choose(request, 0.0), 0.0) is not None
+
+
+def test_the_copy_goes_to_the_best_other_and_its_price_is_held_until_it_ends():
+    machine, request = racing(waste_floor_calls=2.0)
+    chosen = [machine.rescue(request, 0.0, ("a/m",), 9.0, f"rescue-{number}") for number in range(3)]
+    assert [decision and decision.target for decision in chosen] == ["b/m", "b/m", None]
+    machine.on_start("b/m", request, 0.0, "rescue-0")
+    machine.on_end("rescue-0", Outcome.success(3.0, 12_000_000), 3.0)
+    again = machine.rescue(request, 3.0, ("a/m",), 12.0, "rescue-3")
+    assert again is not None
+    machine.on_end("rescue-1", Outcome.neutral(), 3.0)  # one that was never started gives its money back too
+    machine.on_end("rescue-3", Outcome.neutral(), 3.0)
+    assert machine._budget("m").reserved == 0
+
+
+def test_a_target_in_trouble_is_no_rescue():
+    machine, request = racing()
+    for number in range(6):
+        for target in ("b/m", "c/m"):
+            machine.on_start(target, request, float(number), f"{target}{number}")
+            machine.on_end(f"{target}{number}", Outcome.failure(billed=False), number + 0.5)
+    assert machine.rescue(request, 7.0, ("a/m",), 9.0, "rescue") is None
