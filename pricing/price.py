@@ -62,6 +62,7 @@ class Price:
     """The expected choice for each open word."""
     estimated: bool = field(init=False, repr=False, compare=False)
     """Some component's quantity or price is only known afterwards."""
+    _snapshot: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         moment = self.effective_at
@@ -113,8 +114,13 @@ class Price:
                     fields.problem(f"open.{name}", f"no component knows {choice!r}")
         return cls(book=book, sku=sku, components=components, sizes=tuple(sizes), **values)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Mapping[str, Any]:
         """JSON-ready and complete: ``from_snapshot`` rates exactly as this does, without any file."""
+        if not self._snapshot:
+            self._snapshot.update(self._described())  # once: every attempt keeps one in the ledger
+        return self._snapshot
+
+    def _described(self) -> dict[str, Any]:
         result: dict[str, Any] = {
             "book": self.book,
             "sku": self.sku,

@@ -17,7 +17,7 @@ import pybase64
 from pricing import ImageSize
 from router import media
 from router.errors import SERVER, ErrorKind, ProviderError, RequestError
-from router.records import record
+from router.records import changed, record
 from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,13 @@ class Delivery:
         images = result.images
         if any(image.url is not None for image in images):
             images = tuple(await asyncio.gather(*(self._fetched(image, provider, timeout_s) for image in images)))
-        return replace(result, images=tuple(measured(image) for image in images))
+        return changed(result, images=tuple(measured(image) for image in images))
 
     async def _fetched(self, image: GeneratedImage, provider: Provider, timeout_s: float) -> GeneratedImage:
         if image.url is None:
             return image
         data, _ = await self._downloads.download(image.url, provider, timeout_s=timeout_s, max_bytes=self._max_bytes)
-        return replace(image, url=None, data=data)
+        return changed(image, url=None, data=data)
 
     async def hand_over(
         self, result: ImageResult, request: ImageRequest, response_format: str, request_id: str
@@ -99,7 +99,7 @@ class Delivery:
                     ) from problem
                 warnings.append(Warn("url_unavailable", "The pictures could not be stored, so they have no URL."))
         if response_format == "url":
-            images = [replace(image, data=None, b64=None) for image in images]
+            images = [changed(image, data=None, b64=None) for image in images]
         return Delivered(tuple(images), made, images[0].format or "png", tuple(warnings))
 
     async def _converted(self, image: GeneratedImage, request: ImageRequest) -> GeneratedImage:
@@ -108,12 +108,12 @@ class Delivery:
             return image
         data = await raw(image)
         converted = await asyncio.to_thread(media.convert, data, wanted, compression=request.output_compression)
-        return replace(image, data=converted, b64=None, format=wanted)
+        return changed(image, data=converted, b64=None, format=wanted)
 
     async def _linked(self, image: GeneratedImage, request_id: str) -> GeneratedImage:
         data = await raw(image)
         link = await self._store.put(data, image.format or "png", request_id)
-        return replace(image, url=link)
+        return changed(image, url=link)
 
 
 async def raw(image: GeneratedImage) -> bytes:
@@ -133,7 +133,7 @@ def measured(image: GeneratedImage) -> GeneratedImage:
         raise ProviderError(ErrorKind.UNUSABLE, "The provider's answer holds no readable picture.")
     if image.size == found.size and image.format == found.format:
         return image
-    return replace(image, size=found.size, format=found.format)
+    return changed(image, size=found.size, format=found.format)
 
 
 def merged(results: tuple[ImageResult, ...]) -> ImageResult:

@@ -504,7 +504,7 @@ class Gateway:
         duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
         usage = used(offer.request, offer, result, sizes)
-        priced = settle(offer.price, usage, offer.quote)
+        priced = offer.settle(usage)
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         settled = await self._settle(
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
@@ -534,7 +534,7 @@ class Gateway:
         if proof is not None and billed is Billed.YES and _proves(proof):
             sizes = tuple(image.size for image in proof.images if image.size is not None)
             usage = used(offer.request, offer, proof, sizes)
-        priced = settle(offer.price, usage or Usage(requests=0), offer.quote)
+        priced = offer.settle(usage or Usage(requests=0))
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
         cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)

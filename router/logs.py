@@ -48,6 +48,7 @@ _MARKS = (
     *("password", "sk-", "r8_", "hf_", "aiza", "xai-", "tgp_"),
 )
 _NESTED = (dict, list, tuple)
+_FLAT = frozenset({str, int, float, bool, type(None)})  # the types of a line with nothing nested
 
 
 class Redactor:
@@ -83,9 +84,10 @@ def without_content(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     """A processor: fields named like a secret or like content keep their name only."""
     if not _NEVER.isdisjoint(event):
         event.update(dict.fromkeys(_NEVER & event.keys(), REDACTED))
-    for name, value in event.items():
-        if isinstance(value, _NESTED):
-            event[name] = _pruned(value)
+    if not _FLAT.issuperset(map(type, event.values())):
+        for name, value in event.items():
+            if isinstance(value, _NESTED):
+                event[name] = _pruned(value)
     return event
 
 

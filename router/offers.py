@@ -6,7 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pricing import MEGAPIXEL, Expected, ImageSize, Price, PriceBooks, Quote, UnpricedError, Usage, quote
+from pricing import (
+    MEGAPIXEL,
+    Expected,
+    ImageSize,
+    Price,
+    PriceBooks,
+    Quote,
+    Settlement,
+    UnpricedError,
+    Usage,
+    quote,
+    settle,
+)
 from router.errors import Billed, ErrorKind, RequestError
 from router.providers.base import Adapter, Auth
 from router.records import record
@@ -15,6 +27,7 @@ from router.routing.catalog import Catalog, Fit, infeasible
 from router.types import NO_PREFERENCES, ImageRequest, ImageResult, Model, Preferences, Provider, Target, Warn
 
 _CACHED_QUOTES = 4096
+_CACHED_CHARGES = 32  # of one quote
 
 
 @record
@@ -31,6 +44,26 @@ class Offer:
     price: Price | None  # None: no price in force
     quote: Quote | None
     expected: Expected
+    settled: dict[tuple[Any, ...], Settlement]  # what equal attempts came to, by what they used
+
+    def settle(self, usage: Usage) -> Settlement:
+        """What the attempt costs by the best evidence. Equal usage at one price costs the same: computed once."""
+        if usage.reported is not None or usage.seconds is not None:  # hardly ever twice the same
+            return settle(self.price, usage, self.quote)
+        key = (
+            usage.outputs,
+            usage.inputs,
+            usage.requests,
+            usage.steps,
+            *usage.tokens.items(),
+            *usage.attributes.items(),
+        )
+        found = self.settled.get(key)
+        if found is None:
+            if len(self.settled) >= _CACHED_CHARGES:
+                self.settled.clear()
+            found = self.settled[key] = settle(self.price, usage, self.quote)
+        return found
 
     @property
     def auth(self) -> Auth:
@@ -72,7 +105,7 @@ class Offers:
         self.books = books
         self._providers = providers
         self._adapters = adapters
-        self._quotes: dict[tuple[Any, ...], Quote] = {}
+        self._quotes: dict[tuple[Any, ...], tuple[Quote, dict[tuple[Any, ...], Settlement]]] = {}
 
     def order(self, request: ImageRequest, at: datetime, allowed: Collection[str] = ()) -> Order:
         """Raises RequestError when the model is unknown or not among ``allowed``, or no target can serve the request.
@@ -142,17 +175,17 @@ class Offers:
         provider = self._providers[target.provider]
         adapter = self._adapters[target.provider]
         if lacks is not None:
-            return Offer(model, rank, request, target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED)
+            return Offer(model, rank, request, target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED, {})
         expected = _expected(request, target)
         try:
             price = self.books.price(provider.prices, target.price_key(request.operation), at)
         except UnpricedError:
             refused = "unpriced" if model.unpriced == "reject" else None
-            return Offer(model, rank, request, target, provider, adapter, refused, None, None, expected)
-        quoted = self._quote(price, expected)
-        return Offer(model, rank, request, target, provider, adapter, None, price, quoted, expected)
+            return Offer(model, rank, request, target, provider, adapter, refused, None, None, expected, {})
+        quoted, settled = self._quote(price, expected)
+        return Offer(model, rank, request, target, provider, adapter, None, price, quoted, expected, settled)
 
-    def _quote(self, price: Price, expected: Expected) -> Quote:
+    def _quote(self, price: Price, expected: Expected) -> tuple[Quote, dict[tuple[Any, ...], Settlement]]:
         key = (
             price.id,
             expected.images,
@@ -168,7 +201,7 @@ class Offers:
         if found is None:
             if len(self._quotes) >= _CACHED_QUOTES:
                 self._quotes.clear()
-            found = self._quotes[key] = quote(price, expected)
+            found = self._quotes[key] = quote(price, expected), {}
         return found
 
 
@@ -281,9 +314,9 @@ def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]], limits: t
 
 def used(request: ImageRequest, offer: Offer, result: ImageResult, sizes: tuple[ImageSize, ...]) -> Usage:
     """What an attempt consumed: the pictures as measured, and what the provider reported."""
-    attributes = _attributes(request, offer.target)
+    attributes = offer.expected.attributes
     if result.quality is not None:
-        attributes["quality"] = result.quality
+        attributes = {**attributes, "quality": result.quality}
     return Usage(
         outputs=sizes,
         inputs=_inputs(request, offer.expected.requests),

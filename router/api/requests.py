@@ -26,6 +26,7 @@ from router.api.reply import dump, encode_completed, raw_bytes
 from router.api.webhooks import Event, Webhooks
 from router.errors import SERVER, RequestError
 from router.mediastore import MediaStore
+from router.records import changed
 from router.types import Caller, Completed, ImageRequest
 
 
@@ -359,8 +360,8 @@ class Requests:
             url = image.url
             if url is None and record.later and self._store is not None:
                 url = await self._store.put(await raw_bytes(image), image.format or "png", record.request_id)
-            images.append(replace(image, data=None, b64=None, url=url))
-        return replace(completed, images=tuple(images), response_format="url")
+            images.append(changed(image, data=None, b64=None, url=url))
+        return changed(completed, images=tuple(images), response_format="url")
 
     # --- asked for later -------------------------------------------------------------------------------------
 

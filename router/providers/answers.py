@@ -218,7 +218,7 @@ def inlined(
             return None
     except ValueError:
         return None
-    return GeneratedImage(b64=value, size=size, format=format, revised_prompt=revised_prompt)
+    return GeneratedImage(b64=value, plain=True, size=size, format=format, revised_prompt=revised_prompt)
 
 
 def address(value: object) -> str | None:
