@@ -210,7 +210,6 @@ class Runtime:
             terms=settings.terms,
             refused_elsewhere=settings.refused == "failover",
             weights=settings.weights,
-            policy=settings.routing.preset,
         )
         self.requests = Requests(self.gateway, self.store, self._webhooks(settings.webhooks))
         self.telemetry.read_from(

@@ -128,7 +128,6 @@ class Gateway:
         terms: Terms | None = None,
         refused_elsewhere: bool = False,
         weights: Mapping[str, tuple[float, int]] | None = None,
-        policy: str = "balanced",
     ) -> None:
         self._offers = offers
         self._selector = selector
@@ -142,7 +141,6 @@ class Gateway:
         self._drawn: dict[str, int] = {}
         self._refused_elsewhere = refused_elsewhere
         self._weights = weights or {}
-        self._policy = policy
         self._running: set[asyncio.Task[Any]] = set()
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
 
@@ -270,7 +268,9 @@ class Gateway:
 
     def _decided(self, work: _Work, decision: Decision, target: str) -> None:
         excluded = [(c.target, c.excluded_by) for c in decision.candidates if c.excluded_by]
-        self._observer.decision(work.order.model.slug, target.partition("/")[0], self._policy, decision.mode, excluded)
+        self._observer.decision(
+            work.order.model.slug, target.partition("/")[0], decision.ask.preset, decision.mode, excluded
+        )
 
     # --- one attempt -----------------------------------------------------------------------------------------
 
@@ -657,7 +657,7 @@ class Gateway:
             type=SERVER,
             retry=True,
             retry_after_s=decision.retry_after_s or 5.0,
-            details={"attempts": []},
+            details={"attempts": [], "candidates": {c.target: c.excluded_by for c in decision.candidates}},
         )
 
     def _final(self, work: _Work, error: ProviderError) -> RequestError:

@@ -285,12 +285,16 @@ def route(
         operation=request.operation.value,
         candidates=tuple(_candidate(offer, weights, limits) for offer in order.offers),
         images=request.n,
-        megapixels=request.size.pixels / MEGAPIXEL if request.size is not None else 1.0,
+        megapixels=_megapixels(request),
         quality=request.quality,
         preferences=request.preferences.within(of_key).within(order.model.preferences),
         deadline_s=timeout_s,
         session=request.user,
     )
+
+
+def _megapixels(request: ImageRequest) -> float:
+    return request.size.pixels / MEGAPIXEL if request.size is not None else 1.0
 
 
 def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]], limits: tuple[Preferences, ...]) -> Candidate:
@@ -306,6 +310,7 @@ def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]], limits: t
         weight=weight,
         priority=priority,
         rank=offer.rank,
+        megapixels=_megapixels(offer.request) if offer.rank else None,
         tags=offer.target.tags,
         limits=(*limits, offer.model.preferences) if offer.model.preferences.constrains else limits,
         failure_bills=_CHANCE[Billed(fact)],

@@ -25,6 +25,7 @@ class Candidate:
     weight: float = 1.0  # share of the requests, for the preset `weighted` and within a priority
     priority: int = 0  # for the preset `priority`: lowest first
     rank: int = 0  # of its model: those of another model (1, 2, ...) serve only when none of a lower rank can
+    megapixels: float | None = None  # of one picture, where its model makes another size than the request's
     tags: tuple[str, ...] = ()  # data regions, licences: `region:eu`, `non-commercial`
     limits: tuple[Preferences, ...] = ()  # constraints that hold beside the request's: its model's, the client key's
     failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts

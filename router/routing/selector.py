@@ -22,7 +22,7 @@ from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
 from router.routing.fleet import COMPLETE, PHASES, Fleet
 from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
-from router.routing.request import Infeasible, Outcome, Result, RouteRequest, Sample
+from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
 from router.routing.stats import Arm, Flight
 from router.routing.work import SizeLaw, Work
@@ -147,7 +147,7 @@ class Selector:
                 m = peers
             if arm.law is not law:
                 law = arm.law
-                load = law.load(work)
+                load = law.load(work if candidate.megapixels is None else _work(request, candidate))
             ln_median = m + load
             mean_s = math.exp(ln_median + 0.5 * sigma * sigma)
             # A failure takes as long as the recent ones did, or as a success would.
@@ -241,7 +241,7 @@ class Selector:
         )
         if arm.pace.weight == 0.0:
             arm.pace.adopt(fleet.median_pace(request.operation, arm.pace.m))
-        work = Work.of(request.images, request.megapixels, request.quality)
+        work = _work(request, candidate)
         price = candidate.price_nanos if candidate is not None else 0
         flight = Flight(arm, now, work, price, request.model, request.operation)
         fleet.started(flight, attempt_id)
@@ -439,6 +439,12 @@ class Selector:
     def merge(self, delta: Mapping[str, Any], now: float) -> None:
         """Take in what another replica's ``delta`` says. Its own comes back without effect."""
         self._fleet.merge(delta, now)
+
+
+def _work(request: RouteRequest, candidate: Candidate | None) -> Work:
+    """What this candidate has to do for the request."""
+    its = candidate.megapixels if candidate is not None else None
+    return Work.of(request.images, request.megapixels if its is None else its, request.quality)
 
 
 def _retry_after(rows: Sequence[Row], now: float) -> float | None:

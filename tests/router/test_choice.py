@@ -309,3 +309,15 @@ async def test_a_key_that_may_not_use_the_operators_stand_in_goes_without(tmp_pa
         with pytest.raises(RequestError):
             await house.run(ask(), Caller("k", models=("flux",)))
         assert set(house.wire.sent) == {"fal", "gpu-fast"}
+
+
+async def test_a_target_is_expected_to_take_as_long_as_its_own_models_size_takes(tmp_path: Path) -> None:
+    """Where the models' default sizes differ, so does the work."""
+    async with House(tmp_path, text()) as house:
+        beside = await house.run(ask(models=("lesser",)), routing=True)
+        alone = house.gateway.quote(ask("lesser"), Caller())
+        assert beside.routing is not None
+        told = {row["target"]: row["p50_s"] for row in beside.routing["candidates"]}
+        [lesser] = alone["candidates"]
+        assert told["gpu-spot/lesser"] == pytest.approx(lesser["latency_p50_s"], rel=0.01)
+        assert lesser["latency_p50_s"] < 20  # a quarter of a megapixel at a target that takes 30 s for a whole one
