@@ -53,7 +53,7 @@ class Preferences:
     @property
     def constrains(self) -> bool:
         """Whether anything is ruled out (an order and a sort rule nothing out)."""
-        return bool(
+        return self is not NO_PREFERENCES and bool(
             self.only
             or self.ignore
             or self.max_cost is not None
