@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
-CALLED_OFF = "Another target was faster, so this attempt was called off."
+CALLED_OFF = "The answer of another target was final, so this attempt was called off."
 
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
 
@@ -75,7 +75,7 @@ class _Work:
     opened: int = 0  # attempts
     race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way at once, where there may be two
     raced_at: float = 0.0  # when the first of them began
-    over: bool = False  # the race has its winner, or must not have one
+    over: bool = False  # the race has its winner, or must have none
     shown: bool = False  # the client has seen a partial picture
     tried: list[str] = field(default_factory=list)
     attempts: list[AttemptSummary] = field(default_factory=list)
@@ -320,6 +320,8 @@ class Gateway:
                 await self._call_off(work)
         except ProviderError as error:
             await self._book_failure(attempt, error, ran)
+            if work.race and error.kind is ErrorKind.REFUSED and not self._refused_elsewhere:
+                await self._call_off(work)  # asking elsewhere must not evade a content policy, not even by chance
             if attempt.jobs and error.kind is ErrorKind.NO_ANSWER and error.billed is Billed.MAYBE:
                 self._aside(self._stop(attempt))
             raise
@@ -410,7 +412,7 @@ class Gateway:
         """
         work = attempt.work
         work.raced_at = attempt.started
-        legs = [self._keep(self._leg(attempt, routing))]
+        legs = [self._start(attempt, routing)]
         timer = asyncio.ensure_future(self._clock.sleep(after_s))
         second: _Attempt | None = None
         failure: ProviderError | None = None
@@ -418,7 +420,7 @@ class Gateway:
         try:
             await asyncio.wait((*legs, timer), return_when=asyncio.FIRST_COMPLETED)
             if not legs[0].done() and (second := await self._second(attempt)) is not None:
-                legs.append(self._keep(self._leg(second, routing)))
+                legs.append(self._start(second, routing))
             pending = set(legs)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -431,16 +433,13 @@ class Gateway:
                         return leg.result()
                     if not isinstance(error, ProviderError):
                         raise error
-                    failure = error
-                    if error.kind is ErrorKind.REFUSED and not self._refused_elsewhere and not work.over:
-                        await self._call_off(work)
-                        raise error
+                    if error.kind is not ErrorKind.CANCELLED:
+                        failure = error
             work.provider_s += self._clock.monotonic() - work.raced_at
             raise failure or asyncio.CancelledError
         finally:
             timer.cancel()
-            for leg in legs:
-                leg.cancel()
+            _cancel(legs)
             work.race.clear()
             if second is not None:
                 self._observer.rescue(
@@ -465,6 +464,11 @@ class Gateway:
             self._selector.on_end(attempt_id, Outcome.neutral(), self._clock.monotonic())
             return None
 
+    def _start(self, attempt: _Attempt, routing: bool) -> asyncio.Task[Completed]:
+        task = self._keep(self._leg(attempt, routing))
+        task.add_done_callback(lambda leg: leg.cancelled() or leg.exception())  # nobody need fetch how a loser ended
+        return task
+
     async def _leg(self, attempt: _Attempt, routing: bool) -> Completed:
         """One attempt of a race. It can be called off from its first step on, so that it is always booked."""
         work = attempt.work
@@ -481,8 +485,7 @@ class Gateway:
         """End the race: the attempts that still run are stopped, and booked when this returns."""
         work.over = True
         others = [task for task in work.race if task is not asyncio.current_task() and not task.done()]
-        for task in others:
-            task.cancel()
+        _cancel(others)
         if others:
             await asyncio.wait(others)
 
@@ -929,6 +932,13 @@ def _unrecovered(attempts: Sequence[AttemptRecord], error: ProviderError | None)
         retry=State.SETTLED not in states,
         details=told,
     )
+
+
+def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Once each: a second time would end the booking that the first has begun."""
+    for task in tasks:
+        if not task.cancelling():
+            task.cancel()
 
 
 def response_format(request: ImageRequest) -> str:

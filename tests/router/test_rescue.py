@@ -311,6 +311,54 @@ async def test_a_refusal_ends_both(stage: Stage) -> None:
     assert [row.state for row in stage.rows()] == ["void", "unknown"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(made((1024, 1024)), None), (ProviderError(ErrorKind.REFUSED, "because", billed=Billed.NO), "moderation_blocked")],
+)
+async def test_what_is_final_while_the_second_is_being_booked_keeps_it_from_leaving(
+    stage: Stage, ending: Any, code: str | None
+) -> None:
+    ends, opening, go_on, settled = (asyncio.Event() for _ in range(4))
+
+    async def first(on_job: Any, on_partial: Any) -> Any:
+        await ends.wait()
+        return ending
+
+    plain = stage.ledger.open
+
+    async def slowly(row: Any) -> None:
+        if row.role == "rescue":
+            opening.set()
+            await go_on.wait()
+        await plain(row)
+
+    settle = stage.ledger.settle
+
+    async def at_last(row: Any) -> None:
+        await settle(row)
+        settled.set()
+
+    stage.ledger.open = slowly  # type: ignore[method-assign]
+    stage.ledger.settle = at_last  # type: ignore[method-assign]
+    stage.wire.answers["fal"] = [first]
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await opening.wait()
+    ends.set()
+    await settled.wait()
+    go_on.set()
+    if code is None:
+        assert (await waiting).executed_model == "fal/flux"
+    else:
+        with pytest.raises(RequestError) as caught:
+            await waiting
+        assert caught.value.code == code
+    await stage.gateway.close(5.0)
+    assert stage.wire.sent == ["fal"]
+    assert [row.state for row in stage.rows()][1] == "void"
+    assert stage.selector._budget("flux").reserved == 0
+
+
 # --- when there is none -----------------------------------------------------------------------------------------
 
 
