@@ -175,3 +175,21 @@ def test_a_target_that_hangs_is_rescued_and_both_calls_are_in_the_books(router: 
     assert "(rescue)" in said
     assert "cheapest" in said
     assert "fastest" in said
+
+
+def test_a_job_that_is_stuck_is_cancelled_at_its_provider_when_another_target_has_answered(
+    router: RouterProcess,
+) -> None:
+    router.fault("fal", "stuck")
+    body = {"model": "flux.2-dev-turbo", "prompt": PROMPT, "provider": {"order": ["fal"]}}
+    answer = router.post("/v1/images/generations", body, headers={"x-pixelroute-deadline-s": "30"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["metadata"]["attempts"]
+    assert [(attempt["provider"] == "fal", attempt["role"]) for attempt in told] == [(True, "first"), (False, "rescue")]
+    for _ in range(200):  # the client did not wait for it
+        endpoints = router.calls()["fal"]["endpoints"]
+        if any("cancel" in name for name in endpoints):
+            break
+        time.sleep(0.02)
+    assert sum(count for name, count in endpoints.items() if "cancel" in name) == 1
+    assert router.calls()["fal"]["billed"] == 0
