@@ -16,7 +16,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 import uvicorn
@@ -51,6 +52,9 @@ from router.routing.catalog import Catalog
 from router.telemetry import Sources, Telemetry
 from router.transport import Transport
 from router.types import Caller, Completed, ImageRequest, InputImage, Operation, Provider
+
+if TYPE_CHECKING:
+    from router.sharing import Sharing
 
 log = structlog.get_logger("pixelroute")
 
@@ -190,7 +194,9 @@ class Runtime:
         self.telemetry.price_books(settings.books, datetime.now(UTC))
         self.ledger = Ledger.from_url(settings.ledger_url)
         self.ledger.on_commit = self.telemetry.ledger_commit
-        self.selector = Selector(settings.routing, settings.priors, random.Random())  # noqa: S311 - no secret
+        replica = new_id("rep")
+        self.selector = Selector(settings.routing, settings.priors, random.Random(), replica)  # noqa: S311 - no secret
+        self._sharing = _sharing(settings, self.selector, replica, self.telemetry)
         pool = PoolTransport()
         self.transport = Transport(pool, guarded=PoolTransport(accepts=is_public))
         self.store = MediaStore(
@@ -219,6 +225,7 @@ class Runtime:
                 ledger_oldest_s=lambda: self.ledger.oldest_pending_age_s(time.monotonic()),
                 ledger_open=lambda: self.ledger.open_attempts,
                 spend=self._spend,
+                sharing=self._shared if settings.sharing is not None else None,
             )
         )
         self._ready = False
@@ -233,6 +240,8 @@ class Runtime:
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
         beside = [asyncio.create_task(work) for work in (self.telemetry.watch_event_loop(), self.store.run())]
+        if self._sharing is not None:
+            sharing = asyncio.create_task(self._sharing.run(self.ledger.identity))
         self._ready = True
         try:
             yield
@@ -243,8 +252,16 @@ class Runtime:
             await asyncio.gather(*beside, return_exceptions=True)
             await self.gateway.close(self.settings.limits.drain_s)
             await self.requests.close()
+            if self._sharing is not None:  # until here the others were told what is still running
+                sharing.cancel()
+                await asyncio.gather(sharing, return_exceptions=True)
+                await self._sharing.close()
             await self.transport.aclose()
             await self.ledger.close()
+
+    def _shared(self) -> tuple[bool, int]:
+        """Whether statistics are shared just now, and with how many others."""
+        return (self._sharing.up, self._sharing.others) if self._sharing is not None else (False, 0)
 
     def _spend(self) -> Iterator[tuple[str, str | None, int]]:
         """Exact spend in dollars of this UTC day and month by team, from the ledger; read at a scrape, in a thread."""
@@ -312,6 +329,31 @@ class Runtime:
         """One request is over: the canonical log line and the client-side metrics."""
         if exchange.operation:
             self.telemetry.request_finished(request_finished(exchange))
+
+
+def _sharing(settings: Settings, selector: Selector, replica: str, telemetry: Telemetry) -> Sharing | None:
+    """This replica's part in sharing; None where nothing is to be shared. StartError if it cannot be as configured."""
+    meeting = settings.sharing
+    if meeting is None:
+        return None
+    try:
+        from router.sharing import Sharing
+    except ImportError as error:
+        raise StartError("sharing needs the Redis client: install pixelroute[redis].") from error
+    try:
+        return Sharing(
+            selector,
+            meeting.url,
+            meeting.stream,
+            meeting.every_s,
+            replica=replica,
+            targets=[target.key for target in settings.targets],
+            clock=time.monotonic,
+            random=random.Random(),  # noqa: S311 - no secret
+            on_message=telemetry.shared,
+        )
+    except ValueError as error:  # its words may show the password
+        raise StartError("the URL of the server to share statistics through is none that Redis knows.") from error
 
 
 _RESULTS = {
@@ -607,6 +649,9 @@ def _secrets(settings: Settings) -> list[str]:
         found.append(settings.webhooks.secret)
     if (s3 := settings.media.s3) is not None:
         found += [s3.access_key, s3.secret_key]
+    if settings.sharing is not None:
+        parts = urlsplit(settings.sharing.url)
+        found += [unquote(parts.password or ""), *parse_qs(parts.query).get("password", [])]
     return [secret for secret in (*found, settings.admin_key) if secret]
 
 

@@ -69,6 +69,15 @@ class MediaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SharingSettings:
+    """Where the replicas of one installation meet, and how often they talk (router/sharing.py)."""
+
+    url: str = field(repr=False)  # redis://, rediss:// or unix://; may hold a password
+    stream: str = "pixelroute:routing"  # the server's key
+    every_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
 class WebhookSettings:
     """How clients are called back. The secret is a text, ``whsec_`` and base64, as receivers are given it."""
 
@@ -129,6 +138,7 @@ class Settings:
     admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
     undecodable_inputs: str = "reject"  # reject, forward
     refused: str = "stop"  # stop, failover: what a content refusal does
+    sharing: SharingSettings | None = None  # None: this router learns alone
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -421,6 +431,7 @@ def load(
     prices_directory: str | None = None
     terms_file: str | None = None
     undecodable, refused = "reject", "stop"
+    sharing = _Meeting()
     origin: dict[str, Section] = {}
 
     for path in paths:
@@ -450,6 +461,7 @@ def load(
         root.read.add("keys")
         routing = _routing(root.section("routing"), routing)
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
+        sharing = _sharing(root.section("routing").section("shared"), sharing, env)
         limits = _limits(root.section("limits"), limits)
         media = _media(root.section("media"), media, env, keyless)
         if root.mapping("webhooks"):
@@ -493,6 +505,7 @@ def load(
         admin_key=env.get("PIXELROUTE_ADMIN_KEY") or None,
         undecodable_inputs=undecodable,
         refused=refused,
+        sharing=sharing.settings(sandbox is not None),
     )
 
 
@@ -510,9 +523,39 @@ def _routing(section: Section, before: RoutingSettings) -> RoutingSettings:
         presets = {name: replace(known, value_of_time=value) for name, known in PRESETS.items()}
     explore = section.number_or("explore_share", before.explore_share)
     rescue = section.flag("rescue", before.rescue)
-    section.read.add("refused")
+    section.read.update({"refused", "shared"})
     section.done()
     return replace(before, preset=preset, presets=presets, explore_share=explore, rescue=rescue)
+
+
+@dataclass(frozen=True, slots=True)
+class _Meeting:
+    """What the files say of sharing: nothing is shared where the variable is not set."""
+
+    url: str | None = None
+    stream: str = "pixelroute:routing"
+    every_s: float = 5.0
+
+    def settings(self, sandbox: bool) -> SharingSettings | None:
+        if not self.url:
+            return None
+        # What is learnt of emulators says nothing about real providers.
+        return SharingSettings(self.url, f"{self.stream}:sandbox" if sandbox else self.stream, self.every_s)
+
+
+def _sharing(section: Section, before: _Meeting, env: Mapping[str, str]) -> _Meeting:
+    variable = section.text_or("url_env", "PIXELROUTE_REDIS")
+    built = _Meeting(
+        url=env.get(variable) or before.url,
+        stream=section.text_or("stream", before.stream),
+        every_s=section.number_or("every_s", before.every_s, least=0.5),
+    )
+    section.done()
+    if built.every_s > 15.0:
+        section.problem("every_s", "must be at most 15: a replica not heard of for 30 s is taken for dead")
+    if built.url and urlsplit(built.url).scheme not in ("redis", "rediss", "unix"):
+        section.problem("url_env", f"{variable} must hold a redis, rediss or unix URL")
+    return built
 
 
 def _limits(section: Section, before: Limits) -> Limits:

@@ -46,6 +46,8 @@ BASES = ("computed", "reported", "worst_case")
 UNPRICED = ("no_price", "currency")
 AUTH_FAILURES = ("missing", "unknown", "disabled", "expired")
 CIRCUIT_STATES = ("closed", "open", "half_open")
+MESSAGE_RESULTS = ("ok", "known", "ignored", "error")
+SHARING_STATES = ("off", "up", "down")
 PRICE_STATUSES = ("active", "stale", "unverified")
 
 
@@ -297,6 +299,19 @@ class Metrics:
             "circuit_state", "Whether a target is in use: 1 for its present state.", **target, state=CIRCUIT_STATES
         )
 
+        self.sharing = self.gauge(
+            "sharing_state",
+            "Whether statistics are shared with other replicas: 1 for the present state.",
+            state=SHARING_STATES,
+        )
+        self.replicas = self.gauge("sharing_replicas", "Other replicas that were heard of lately.")
+        self.messages = self.counter(
+            "sharing_messages_total",
+            "Messages to and from other replicas: ignored are none of ours, error is a failed exchange.",
+            direction=("in", "out"),
+            result=MESSAGE_RESULTS,
+        )
+
     def _money(self, models: Sequence[str], providers: Sequence[str], teams: Sequence[str]) -> None:
         target = {"provider": providers, "model": models}
         sides = {**target, "direction": ("over", "under")}
@@ -389,6 +404,11 @@ class Metrics:
                 self.duration(operation.value, outcome)
         for reason in AUTH_FAILURES:
             self.auth_failures(reason)
+        for direction in ("in", "out"):
+            for result in ("ok", "error"):
+                self.messages(direction, result)
+        for state in SHARING_STATES:
+            self.sharing(state).set(state == "off")
         for result in ("ok", "error"):
             self.writes(result)
         for label in ("model", "provider", "team"):

@@ -19,7 +19,7 @@ from prometheus_client.exposition import choose_encoder
 
 from pricing import MEGAPIXEL, PriceBooks, money_text
 from router.events import AttemptFinished, RequestFinished
-from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, Family, Metrics, Number
+from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, SHARING_STATES, Family, Metrics, Number
 from router.types import Target
 
 STALE_DAYS = 45
@@ -71,6 +71,7 @@ class Sources:
     ledger_oldest_s: Callable[[], float]  # how long the oldest of them has waited
     ledger_open: Callable[[], int]  # attempts neither settled nor released
     spend: Callable[[], Iterable[tuple[str, str | None, int]]] | None = None  # (day or month, team, nano-dollars)
+    sharing: Callable[[], tuple[bool, int]] | None = None  # whether it works, and other replicas heard of
 
 
 class Telemetry:
@@ -239,6 +240,11 @@ class Telemetry:
     def retry(self, provider: str, reason: str) -> None:
         self.metrics.retries(provider, reason).inc()
 
+    @_harmless
+    def shared(self, direction: str, result: str) -> None:
+        """One message to or from other replicas: for ``Sharing``."""
+        self.metrics.messages(direction, result).inc()
+
     # --- ledger, prices, process ---------------------------------------------------------------------------------
 
     @_harmless
@@ -308,6 +314,11 @@ class Telemetry:
         metrics.pending().set(sources.ledger_pending())
         metrics.oldest().set(sources.ledger_oldest_s())
         metrics.reserved().set(sources.ledger_open())
+        if sources.sharing is not None:
+            up, others = sources.sharing()
+            metrics.replicas().set(others)
+            for state in SHARING_STATES:
+                metrics.sharing(state).set(state == ("up" if up else "down"))
         for target, operations in sources.routing().items():
             provider, _, model = target.partition("/")
             for operation, facts in operations.items():

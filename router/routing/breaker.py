@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from router.routing.settings import RoutingSettings
@@ -31,6 +31,8 @@ class Breaker:
 
     __slots__ = (
         "_claimed_until",
+        "_news",
+        "_on_news",
         "_random",
         "_served",
         "_settings",
@@ -51,9 +53,13 @@ class Breaker:
         "watched",
     )
 
-    def __init__(self, settings: RoutingSettings, random: random_module.Random) -> None:
+    def __init__(
+        self, settings: RoutingSettings, random: random_module.Random, on_news: Callable[[], None] = lambda: None
+    ) -> None:
         self._settings = settings
         self._random = random
+        self._on_news = on_news  # called when other replicas should hear of a gate at once
+        self._news = False  # a gate moved here since the last ``told``
         self.watched = False  # something may be in the way: without this there is nothing to check
         self.state = CLOSED
         self.reason: str | None = None  # why it was last opened
@@ -124,6 +130,7 @@ class Breaker:
         self.watched = True
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
+        self._moved()
 
     def succeeded(self, probe: bool, busy: int, now: float) -> float | None:
         """A success of a call that left as one of ``busy``. If it ends an ejection: the share of the recent failures
@@ -138,6 +145,7 @@ class Breaker:
         if self.state == CLOSED or not (probe or self.reason == STUCK):
             return None
         self.state, self.level, self.changed = CLOSED, 0, now
+        self._moved()
         return 0.5 if self.reason == LOW_SUCCESS else 0.0
 
     def failed(self, probe: bool, p_long: float, successes: float, failures: float, now: float) -> None:
@@ -162,6 +170,7 @@ class Breaker:
         self.watched = True
         if retry_after_s is not None:
             self.limited_until = max(self.limited_until, now + min(retry_after_s, s.retry_after_cap_s))
+            self._moved()
         if probe:
             self.eject(self.reason or "rate limit", now)
 
@@ -169,15 +178,24 @@ class Breaker:
         """Our credential, credit or quota was refused."""
         self.blocked_until = now + self._settings.blocked_s
         self.watched = True
+        self._moved()
 
     def drain(self, out: bool) -> None:
         """The operator's hand: take it out, or let it in again."""
         self.drained = out
         self.watched = True
 
+    def _moved(self) -> None:
+        self._news = True
+        self._on_news()
+
     def told(self, now: float) -> dict[str, Any]:
-        """What other replicas should know: the gates that are or were just closed, with their age. Empty if nothing."""
+        """What other replicas should know: the gates, with their age, if one moved here since the last call; else
+        nothing. What was heard from another replica is not told again: everybody hears everybody."""
         gate: dict[str, Any] = {}
+        if not self._news:
+            return gate
+        self._news = False
         if self.changed > -math.inf:
             pause, age = max(0.0, self.until - now), now - self.changed
             gate["state"] = [self.state == CLOSED, self.reason, pause, self.level, age]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from router.routing.breaker import CLOSED, Breaker
@@ -37,6 +37,7 @@ class Fleet:
         self._windows: dict[tuple[str, str], dict[str, Window]] = {}  # by target and operation: phase or class
         self._others: dict[str, tuple[float, Mapping[str, int]]] = {}  # by replica: when told, in flight by target
         self.others_until = math.inf
+        self.on_news: Callable[[], None] | None = None
 
     def arm(self, operation: str, target: str, provider: str) -> Arm:
         arms = self.arms.setdefault(operation, {})
@@ -51,7 +52,7 @@ class Fleet:
     def breaker(self, target: str) -> Breaker:
         breaker = self.breakers.get(target)
         if breaker is None:
-            breaker = self.breakers[target] = Breaker(self.settings, self._random)
+            breaker = self.breakers[target] = Breaker(self.settings, self._random, self._tell)
         return breaker
 
     def median_pace(self, operation: str, default: float) -> float:
@@ -89,7 +90,7 @@ class Fleet:
         """Per target and operation what is believed, JSON-ready, and on how much that rests."""
         self.forget_silent(now)
         table: dict[str, Any] = {}
-        for operation, arm in self._every():
+        for operation, arm in self.every():
             breaker = self.breakers[arm.target]
             arm.refresh(now)
             n = arm.successes + arm.failures
@@ -122,17 +123,26 @@ class Fleet:
             }
         return table
 
-    def _every(self) -> Iterator[tuple[str, Arm]]:
+    def every(self) -> Iterator[tuple[str, Arm]]:
         for operation in sorted(self.arms):
             for target in sorted(self.arms[operation]):
                 yield operation, self.arms[operation][target]
 
     # -- replicas
 
+    def _tell(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
+
+    def others(self, now: float) -> int:
+        """How many other replicas are heard of."""
+        self.forget_silent(now)
+        return len(self._others)
+
     def delta(self, now: float) -> dict[str, Any]:
         """What this replica has learnt since the last call: sums to add, and states with their age. JSON-ready."""
         arms: list[dict[str, Any]] = []
-        for operation, arm in self._every():
+        for operation, arm in self.every():
             sums = arm.told()
             if any(sums):
                 seen = now - arm.seen if arm.seen > -math.inf else None
@@ -147,7 +157,10 @@ class Fleet:
         return {"replica": self._replica, "arms": arms, "gates": gates, "in_flight": busy}
 
     def merge(self, delta: Mapping[str, Any], now: float) -> None:
-        """Take in another replica's delta. The order in which several arrive makes no difference but rounding."""
+        """Take in another replica's delta, as it was told at ``now``, which may be some time ago.
+
+        The order in which several replicas' arrive makes no difference but rounding; one replica's arrive in its order.
+        """
         if delta["replica"] == self._replica:
             return
         for told in delta["arms"]:

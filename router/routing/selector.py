@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from router.errors import Billed, ErrorKind
@@ -415,7 +415,8 @@ class Selector:
         self._fleet.breaker(target).drain(False)
 
     def warm(self, samples: Iterable[Sample]) -> None:
-        """Learn from past attempts, oldest first, so that a restart does not forget."""
+        """Learn from past attempts, oldest first, so that a restart does not forget. Other replicas are not told:
+        what was worth telling was told when it happened."""
         for sample in samples:
             arm = self._fleet.arm(sample.operation, sample.target, sample.target.partition("/")[0])
             work = Work.of(sample.images, sample.megapixels, sample.quality)
@@ -427,17 +428,28 @@ class Selector:
                 self._measure(arm, sample.operation, work.name, sample.latency_s, sample.at)
             elif sample.result is Result.FAILURE:
                 arm.on_failure(sample.latency_s, sample.at)
+        for _, arm in self._fleet.every():
+            arm.told()
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """The live table, JSON-ready: per target and operation what the router believes, and on how much it rests."""
         return self._fleet.snapshot(now)
+
+    def on_news(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called when something has happened that other replicas should hear of at once: a target was
+        ejected or let in again, or said when to ask again. It must not call back."""
+        self._fleet.on_news = tell
+
+    def others(self, now: float) -> int:
+        """How many other replicas are heard of."""
+        return self._fleet.others(now)
 
     def delta(self, now: float) -> dict[str, Any]:
         """What other replicas should know, JSON-ready: everything learnt since the last call."""
         return self._fleet.delta(now)
 
     def merge(self, delta: Mapping[str, Any], now: float) -> None:
-        """Take in what another replica's ``delta`` says. Its own comes back without effect."""
+        """Take in what another replica's ``delta`` said at ``now``. Its own comes back without effect."""
         self._fleet.merge(delta, now)
 
 

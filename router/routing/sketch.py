@@ -76,7 +76,7 @@ def wilson(successes: float, n: float, z: float = 1.959963984540054) -> tuple[fl
     """95 % Wilson score interval of a success rate; (0, 1) without samples."""
     if n <= 0:
         return 0.0, 1.0
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # Aged counts become as small as numbers get: nothing is divided by their square.
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (1 - successes / n) + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)

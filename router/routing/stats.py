@@ -18,6 +18,7 @@ from router.routing.settings import Prior, RoutingSettings
 from router.routing.work import SizeLaw, Work
 
 LN2 = math.log(2.0)
+SUMS = 9  # numbers that replicas tell each other of an arm
 Z95 = 1.6448536269514722  # standard normal quantile of 0.95
 SQRT_HALF = math.sqrt(0.5)
 
@@ -404,18 +405,22 @@ class Arm:
         return sums
 
     def absorb(self, sums: Sequence[float], now: float, seen_s: float | None) -> None:
-        """Add what another replica has told; sums only, so the order of replicas does not matter."""
+        """Add what another replica told at ``now``; sums only, so the order of replicas does not matter.
+
+        What was told some time ago is old news: it counts as much less as what is known from then.
+        """
+        keep = math.exp(min(now - self._at, 0.0) * LN2 / self._settings.half_life_s)
         self._age(now)
         n, y, weight, heavy, successes, failures, fail_s, outcomes, good = sums
         pace = self.pace
-        pace.n += n
-        pace.y += y
+        pace.n += n * keep
+        pace.y += y * keep
         if weight > 0.0:
             pace.weight = min(pace.weight + weight, self._settings.memory)
             pace.mu += (heavy / weight - pace.mu) * min(weight / pace.weight, 1.0)
-        self.successes += successes
-        self.failures += failures
-        self.fail_s += fail_s
+        self.successes += successes * keep
+        self.failures += failures * keep
+        self.fail_s += fail_s * keep
         if outcomes > 0.0:
             self.n = min(self.n + outcomes, self._settings.memory)
             self.p_long += (good / outcomes - self.p_long) * outcomes / (self.n + 10.0)

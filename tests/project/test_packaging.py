@@ -101,6 +101,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             *project["dependencies"],
             *project["optional-dependencies"]["demo"],
             *project["optional-dependencies"]["s3"],
+            *project["optional-dependencies"]["redis"],
         ]
     }
     distributions = packages_distributions()

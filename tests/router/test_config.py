@@ -242,3 +242,42 @@ def test_a_request_ends_before_clients_give_up(tmp_path):
     """Node's fetch gives up after 300 seconds."""
     assert read(tmp_path, SMALL).limits.request_timeout_s < 300
     assert load([SHIPPED], {}, today=TODAY, keyless=True).limits.request_timeout_s < 300
+
+
+def test_replicas_share_where_the_variable_is_set(tmp_path):
+    url = "redis://user:s3cret@cache:6379/2"
+    assert read(tmp_path, SMALL).sharing is None
+    sharing = read(tmp_path, SMALL, {"PIXELROUTE_REDIS": url}).sharing
+    assert sharing is not None
+    assert (sharing.url, sharing.stream, sharing.every_s) == (url, "pixelroute:routing", 5.0)
+    assert "s3cret" not in repr(sharing)
+    text = SMALL + "routing: {shared: {url_env: CACHE, stream: mine, every_s: 1}}\n"
+    assert read(tmp_path, text, {"PIXELROUTE_REDIS": url}).sharing is None
+    sharing = read(tmp_path, text, {"CACHE": "unix:///run/valkey.sock"}).sharing
+    assert sharing is not None
+    assert (sharing.stream, sharing.every_s) == ("mine", 1.0)
+    # What is learnt of emulators says nothing about real providers.
+    sandbox = read(tmp_path, text, {"CACHE": url}, sandbox_urls={"gpu-fast": {"api": "http://127.0.0.1:9"}}).sharing
+    assert sandbox is not None
+    assert sandbox.stream == "mine:sandbox"
+
+
+@pytest.mark.parametrize(
+    ("shared", "key", "message"),
+    [
+        ("{every_s: 0}", "routing.shared.every_s", "at least 0.5"),
+        ("{every_s: 60}", "routing.shared.every_s", "at most 15"),
+        ("{url: redis://x}", "routing.shared.url", "not a known key"),
+        ("[x]", "routing.shared", "must be a mapping"),
+    ],
+)
+def test_problems_of_sharing(tmp_path, shared, key, message):
+    found = problems(tmp_path, SMALL + f"routing: {{shared: {shared}}}\n")
+    assert any(where == key and message in text for where, text in found), found
+
+
+def test_a_url_that_is_none_of_redis_is_named_and_not_shown(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, SMALL, {"PIXELROUTE_REDIS": "http://user:s3cret@cache"})
+    assert "PIXELROUTE_REDIS must hold a redis, rediss or unix URL" in str(caught.value)
+    assert "s3cret" not in str(caught.value)

@@ -1,0 +1,339 @@
+"""Replicas learn from each other, through one stream of a Redis or Valkey server.
+
+No request ever waits for it: a replica decides by its own evidence, tells what it has learnt every few seconds (what
+closes a target, at once) and adds what the others tell. Sums and events are told and nothing is ever overwritten, so
+nothing is lost when several tell at the same time. Without the server every replica goes on with what it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from random import Random
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from router.records import record
+from router.routing import Selector
+from router.routing.stats import SUMS
+
+log = logging.getLogger(__name__)
+
+VERSION = b"1"  # of the messages; others are left alone
+HISTORY_S = 600.0  # messages are kept so long: longer than any gate stays closed, five half-lives of evidence
+UNSENT = 120  # messages kept while the server cannot be reached, the oldest dropped
+SOON_S = 0.05  # what happens at once is told together
+ANSWER_S = 2.0  # the server has so long
+WAIT_S = 5.0  # a read waits so long for news
+CLOCK_S = 60.0  # the server's clock is read so often
+PAGE = 20  # messages taken in at a time: requests are served in between
+LARGEST = 256 * 1024  # bytes of a message
+REPLICAS = 1000  # whose serial numbers are remembered
+NOTHING = "0-0"  # an id before all messages
+BACKOFF_S, BACKOFF_CAP_S = 0.5, 30.0
+
+_OPERATIONS = frozenset({"generate", "edit", "variation"})
+
+
+class Sharing:
+    """One replica's part. Belongs to the event loop that runs ``run``.
+
+    ``targets`` are those of this installation: what others tell of any other is left out. ``clock`` is the selector's.
+    ``on_message(direction, result)`` is called per message: ``out`` or ``in``, and ``ok``, ``known`` (our own, or read
+    before), ``ignored`` (none of ours) or ``error`` (nothing was exchanged). ValueError if the URL is none.
+    """
+
+    def __init__(
+        self,
+        selector: Selector,
+        url: str,
+        stream: str,
+        every_s: float,
+        *,
+        replica: str,
+        targets: Collection[str],
+        clock: Callable[[], float],
+        random: Random,
+        on_message: Callable[[str, str], None] = lambda direction, result: None,
+    ) -> None:
+        self._selector = selector
+        self._stream = stream
+        self._every_s = every_s
+        self._replica = replica
+        self._origin = ""
+        self._targets = frozenset(targets)
+        self._clock = clock
+        self._random = random
+        self._on_message = on_message
+        # Two connections, since one of them is always waiting. Trying again is done here, where it can be seen.
+        self._out = _client(url, ANSWER_S)
+        self._in = _client(url, WAIT_S + ANSWER_S)
+        self._unsent: deque[tuple[float, int, dict[str, Any]]] = deque(maxlen=UNSENT)  # when, serial number, delta
+        self._serial = 0
+        self._urgent = asyncio.Event()
+        selector.on_news(self._urgent.set)
+        self._heard: dict[str, int] = {}  # by replica: the last serial number
+        self._last = NOTHING  # id of the last message read
+        self._ahead_s = 0.0  # the server's clock minus ours
+        self._read_clock_at = -math.inf
+        self._bad = {"out", "in"}  # directions whose last exchange failed or is still to come
+        self._said_up: bool | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether the last exchange in both directions was good."""
+        return not self._bad
+
+    @property
+    def others(self) -> int:
+        """How many other replicas are heard of."""
+        return self._selector.others(self._clock())
+
+    async def run(self, origin: str) -> None:
+        """Tell and listen until cancelled. Never raises for anything that the server does or does not.
+
+        ``origin`` names the ledger that the selector was warmed with: what an earlier process on the same ledger learnt
+        is known from there.
+        """
+        self._origin = origin
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._again_and_again("out", self._tell))
+            group.create_task(self._again_and_again("in", self._listen))
+
+    async def close(self) -> None:
+        """Last words: what was learnt since, and that nothing runs here any more. Then let go of the server."""
+        with contextlib.suppress(Exception):
+            if self.up:
+                async with asyncio.timeout(ANSWER_S):
+                    self._note()
+                    await self._send()
+        for client in (self._out, self._in):
+            with contextlib.suppress(Exception):
+                await client.aclose()
+
+    async def _again_and_again(self, direction: str, once: Callable[[], Awaitable[None]]) -> None:
+        """After a fault, after a pause. A fault and its end are logged once each."""
+        pause_s = BACKOFF_S
+        while True:
+            try:
+                await once()
+            except Exception as error:  # whatever a server can do wrong must not end this
+                self._bad.add(direction)
+                self._on_message(direction, "error")
+                self._say(False, f"{type(error).__name__}: {error}")
+                await asyncio.sleep(pause_s * (0.5 + 0.5 * self._random.random()))
+                pause_s = min(2.0 * pause_s, BACKOFF_CAP_S)
+            else:
+                pause_s = BACKOFF_S
+                self._bad.discard(direction)
+                if self.up:
+                    self._say(True)
+
+    def _say(self, up: bool, why: str = "") -> None:
+        if up is self._said_up:
+            return
+        self._said_up = up
+        if up:
+            log.info("routing statistics are shared between replicas")
+        else:
+            log.warning("routing statistics are not shared, every replica goes by its own: %s", why)
+
+    # --- telling -------------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        """Wait until it is time or something must be told at once, and tell it."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(self._every_s):
+                await self._urgent.wait()
+                await asyncio.sleep(SOON_S)
+        self._note()
+        await self._send()
+
+    def _note(self) -> None:
+        """What was learnt until now is kept until the server has it, with its time: it must not grow young again."""
+        self._urgent.clear()
+        now = self._clock()
+        self._unsent.append((now, self._serial, self._selector.delta(now)))
+        self._serial += 1
+
+    async def _send(self) -> None:
+        now = self._clock()
+        while self._unsent and now - self._unsent[0][0] > HISTORY_S:
+            self._unsent.popleft()
+        oldest = f"{int((now + self._ahead_s - HISTORY_S) * 1000)}" if self._read_clock_at > -math.inf else None
+        sending = list(self._unsent)
+        async with self._out.pipeline(transaction=False) as pipe:
+            for at, serial, delta in sending:
+                told = delta | {"origin": self._origin, "serial": serial, "age_s": now - at}
+                pipe.xadd(self._stream, {b"v": VERSION, b"told": orjson.dumps(told)}, minid=oldest)
+            pipe.expire(self._stream, int(HISTORY_S))
+            await pipe.execute()
+        # If the answer is lost they are sent again, and known by their serial numbers.
+        for _ in sending:
+            self._unsent.popleft()
+            self._on_message("out", "ok")
+
+    # --- listening -----------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Read what is new, at first the last minutes; waits for a few seconds where there is nothing."""
+        if self._clock() - self._read_clock_at > CLOCK_S or "in" in self._bad:
+            await self._read_clock()
+        found: Any = await self._in.xread({self._stream: self._last}, count=PAGE, block=int(WAIT_S * 1000))
+        for _, messages in found:
+            for number, fields in messages:
+                self._last = number.decode()
+                self._on_message("in", self._take(fields, _milliseconds(self._last) / 1000))
+
+    async def _read_clock(self) -> None:
+        """Messages are dated by the server's clock, so that those of the replicas need not agree."""
+        seconds, microseconds = await self._in.time()
+        self._read_clock_at = self._clock()
+        server = seconds + microseconds / 1e6
+        self._ahead_s = server - self._read_clock_at
+        # A server that was set back, or another one in its place, begins again.
+        if _milliseconds(self._last) > server * 1000 + 1000 or self._last == NOTHING:
+            self._last = f"{int((server - HISTORY_S) * 1000)}-0"
+
+    def _take(self, fields: Mapping[bytes, bytes], at: float) -> str:
+        """Take in one message, dated ``at`` on the server's clock; what became of it, as the metrics call it."""
+        told = read(fields, self._targets)
+        if told is None:
+            return "ignored"
+        if told.replica == self._replica or told.serial <= self._heard.get(told.replica, -1):
+            return "known"
+        self._heard.pop(told.replica, None)
+        if len(self._heard) >= REPLICAS:
+            del self._heard[next(iter(self._heard))]  # the one heard of longest ago
+        self._heard[told.replica] = told.serial
+        now = self._clock()
+        age_s = max(0.0, now + self._ahead_s - at) + told.age_s
+        if age_s > HISTORY_S:
+            return "known"
+        # What an earlier process on the same ledger learnt is known; what was closed is not.
+        known: dict[str, Any] = {"arms": [], "in_flight": {}} if told.origin == self._origin else {}
+        self._selector.merge({**told.delta, **known}, now - age_s)
+        return "ok"
+
+
+def _milliseconds(number: str) -> int:
+    """When a message was written, on the server's clock."""
+    return int(number.partition("-")[0])
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    return Redis.from_url(
+        url,
+        protocol=2,
+        max_connections=1,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=ANSWER_S,
+        retry=Retry(NoBackoff(), 0),
+        client_name="pixelroute",
+    )
+
+
+# --- what others wrote: believed only as far as it is what a replica would write -----------------------------------
+
+
+@record
+class Told:
+    """One message: whose, and what ``Selector.merge`` takes."""
+
+    replica: str
+    origin: str
+    serial: int
+    age_s: float  # how old it was when it was sent
+    delta: Mapping[str, Any]
+
+
+def read(fields: Mapping[bytes, bytes], targets: Collection[str]) -> Told | None:
+    """The message in a stream's entry, without what is said of other targets; None if it is none of ours."""
+    raw = fields.get(b"told", b"")
+    if fields.get(b"v") != VERSION or len(raw) > LARGEST:
+        return None
+    try:
+        told = orjson.loads(raw)
+        replica = _text(told["replica"])
+        arms = [_arm(arm) for arm in told["arms"]]
+        gates = {_text(target): _gate(gate) for target, gate in told["gates"].items()}
+        busy = {_text(target): int(_number(calls, 0, 1e6)) for target, calls in told["in_flight"].items()}
+        delta = {
+            "replica": replica,
+            "arms": [arm for arm in arms if arm["target"] in targets],
+            "gates": {target: gate for target, gate in gates.items() if target in targets},
+            "in_flight": {target: calls for target, calls in busy.items() if target in targets},
+        }
+        age_s = _number(told["age_s"], 0, HISTORY_S)
+        return Told(replica, _text(told["origin"]), int(_number(told["serial"], 0, 2**53)), age_s, delta)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+_MOST = 1e6  # samples in one message
+_LOG_S = 30.0  # logarithms of seconds lie within this
+_LONG_S = 86_400.0  # no attempt takes longer
+
+
+def _number(value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError("not a number of the kind expected")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        raise ValueError("not a name")
+    return value
+
+
+def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
+    if arm["operation"] not in _OPERATIONS or len(arm["sums"]) != SUMS:
+        raise ValueError("not what is told of an arm")
+    n, y, weight, heavy, successes, failures, fail_s, outcomes, good = arm["sums"]
+    sums = [
+        (n := _number(n, 0, _MOST)),
+        _number(y, -_LOG_S * n, _LOG_S * n),
+        (weight := _number(weight, 0, _MOST)),
+        _number(heavy, -_LOG_S * weight, _LOG_S * weight),
+        _number(successes, 0, _MOST),
+        (failures := _number(failures, 0, _MOST)),
+        _number(fail_s, 0, _LONG_S * failures),
+        (outcomes := _number(outcomes, 0, _MOST)),
+        _number(good, 0, outcomes),
+    ]
+    target = _text(arm["target"])
+    return {
+        "operation": arm["operation"],
+        "target": target,
+        "provider": target.partition("/")[0],
+        "sums": sums,
+        "shift": None if arm["shift"] is None else _number(arm["shift"], -_LOG_S, _LOG_S),
+        "seen_s": None if arm["seen_s"] is None else _number(arm["seen_s"], 0, math.inf),
+    }
+
+
+def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
+    checked: dict[str, Any] = {
+        name: _number(gate[name], 0, HISTORY_S) for name in ("limited_s", "blocked_s") if name in gate
+    }
+    if "state" in gate:
+        closed, reason, pause, level, age = gate["state"]
+        if not isinstance(closed, bool):
+            raise ValueError("not a state")
+        checked["state"] = [
+            closed,
+            None if reason is None else _text(reason),
+            _number(pause, 0, HISTORY_S),
+            int(_number(level, 0, _MOST)),
+            _number(age, 0, math.inf),
+        ]
+    return checked

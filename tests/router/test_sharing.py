@@ -1,0 +1,369 @@
+"""Replicas that learn from each other through a real server, and go on without it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router import sharing
+from router.routing import Candidate, Outcome, Result, RouteRequest, RoutingSettings, Sample, Selector
+from router.sharing import Sharing, read
+from tests.router.redisserver import RedisServer
+
+TARGETS = ("a/m", "b/m")
+REQUEST = RouteRequest("m", "generate", tuple(Candidate(name, name[0], 8_000_000, 8_000_000) for name in TARGETS))
+STREAM = "pixelroute:routing"
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
+class Replica:
+    """A selector and its part in sharing, with what became of the messages."""
+
+    def __init__(self, url: str, name: str, every_s: float, open_s: float) -> None:
+        self.selector = Selector(RoutingSettings(open_s=open_s), random=random.Random(name), replica=name)
+        self.messages: dict[str, int] = {}
+        self.sharing = Sharing(
+            self.selector,
+            url,
+            STREAM,
+            every_s,
+            replica=name,
+            targets=TARGETS,
+            clock=time.monotonic,
+            random=random.Random(name),
+            on_message=self._count,
+        )
+        self._attempts = 0
+
+    def _count(self, direction: str, result: str) -> None:
+        key = f"{direction} {result}"
+        self.messages[key] = self.messages.get(key, 0) + 1
+
+    def start(self, target: str) -> str:
+        self._attempts += 1
+        attempt = str(self._attempts)
+        self.selector.on_start(target, REQUEST, time.monotonic(), attempt)
+        return attempt
+
+    def see(self, target: str, outcome: Outcome, times: int = 1) -> None:
+        for _ in range(times):
+            self.selector.on_end(self.start(target), outcome, time.monotonic())
+
+    def facts(self, target: str) -> Any:
+        return self.selector.snapshot(time.monotonic()).get(target, {}).get("generate", {})
+
+    def gate(self, target: str) -> tuple[str | None, float | None]:
+        """Why the target is out, and for how many seconds."""
+        candidates = self.selector.choose(REQUEST, time.monotonic()).candidates
+        return next((one.excluded_by, one.until_s) for one in candidates if one.target == target)
+
+    def samples(self, target: str) -> float:
+        return float(self.facts(target).get("samples", 0.0))
+
+
+@asynccontextmanager
+async def replica(
+    server: RedisServer,
+    name: str,
+    *,
+    every_s: float = 0.1,
+    origin: str | None = None,
+    open_s: float = 5.0,
+) -> AsyncIterator[Replica]:
+    one = Replica(server.url, name, every_s, open_s)
+    task = asyncio.create_task(one.sharing.run(origin or f"ledger of {name}"))
+    try:
+        yield one
+    finally:
+        assert not task.done(), task.exception()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await one.sharing.close()
+
+
+async def until(true: Callable[[], Any], within_s: float = 10.0) -> None:
+    """Return when it is so."""
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, "it did not come to be"
+        await asyncio.sleep(0.01)
+
+
+async def test_replicas_learn_from_each_other(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        one.see("a/m", Outcome.success(2.0), 10)
+        two.see("b/m", Outcome.success(7.0), 4)
+        two.start("b/m")
+        await until(lambda: two.samples("a/m") > 9.5 and one.samples("b/m") > 3.8)
+        assert two.facts("a/m")["p50_s"] == pytest.approx(one.facts("a/m")["p50_s"], rel=0.05)
+        await until(lambda: one.facts("b/m")["in_flight_elsewhere"] == 1)
+        assert one.facts("b/m")["in_flight"] == 0
+        assert one.sharing.up
+        assert one.sharing.others == 1
+        # What was learnt from another is not told again.
+        await asyncio.sleep(0.5)
+        assert one.samples("a/m") < 10.5
+        assert two.samples("b/m") < 4.5
+
+
+@pytest.mark.parametrize(
+    ("outcome", "times", "state"),
+    [
+        (Outcome.failure(), 12, "ejected: 4 failures in a row"),
+        (Outcome.rate_limited(60.0), 1, "rate_limited"),
+        (Outcome.blocked(), 1, "blocked"),
+    ],
+)
+async def test_what_closes_a_target_is_told_at_once(server, outcome, times, state):
+    async with replica(server, "one", every_s=60.0) as one, replica(server, "two", every_s=60.0) as two:
+        one.see("a/m", outcome, times)
+        await until(lambda: two.gate("a/m")[0] == state, within_s=2.0)
+        assert two.gate("a/m")[1] == pytest.approx(one.gate("a/m")[1], abs=0.5)
+        assert two.selector.choose(REQUEST, time.monotonic()).target == "b/m"
+
+
+async def test_a_recovery_is_told_at_once(server):
+    only = RouteRequest("m", "generate", REQUEST.candidates[:1])
+    async with replica(server, "one", every_s=60.0, open_s=0.3) as one, replica(server, "two", every_s=60.0) as two:
+        one.see("a/m", Outcome.failure(), 4)
+        await until(lambda: two.gate("a/m")[0] == "ejected: 4 failures in a row", within_s=2.0)
+        await until(lambda: one.selector.choose(only, time.monotonic()).candidates[0].until_s is None)
+        one.see("a/m", Outcome.success(2.0))  # the probe
+        await until(lambda: two.gate("a/m")[0] is None, within_s=2.0)
+
+
+async def test_a_killed_server_is_no_error_and_nothing_learnt_meanwhile_is_lost(server, caplog):
+    caplog.set_level(logging.INFO, "router.sharing")
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await until(lambda: one.sharing.up and two.sharing.up)
+        server.kill()
+        await until(lambda: not one.sharing.up and not two.sharing.up)
+        one.see("a/m", Outcome.success(2.0), 10)
+        assert one.selector.choose(REQUEST, time.monotonic()).target is not None
+        await until(lambda: one.messages.get("out error", 0) >= 2)  # it tries again
+        server.start()
+        await until(lambda: one.sharing.up and two.sharing.up and two.samples("a/m") > 9.0)
+        assert two.samples("a/m") < 10.5
+        one.see("a/m", Outcome.success(2.0), 5)
+        await until(lambda: two.samples("a/m") > 13.5)
+    said = [record.getMessage() for record in caplog.records if record.name == "router.sharing"]
+    assert [words.split(":")[0] for words in said].count(
+        "routing statistics are not shared, every replica goes by its own"
+    ) == 2, said  # once per replica
+    assert said.count("routing statistics are shared between replicas") == 4
+
+
+async def test_a_server_that_does_not_answer_keeps_nobody_waiting(server, monkeypatch):
+    monkeypatch.setattr(sharing, "ANSWER_S", 0.2)
+    monkeypatch.setattr(sharing, "WAIT_S", 0.2)
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await until(lambda: one.sharing.up and two.sharing.up)
+        server.freeze()
+        one.see("a/m", Outcome.success(2.0), 10)
+        slowest = 0.0
+        while one.sharing.up:
+            began = time.monotonic()
+            one.selector.choose(REQUEST, began)
+            await asyncio.sleep(0)
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.01)
+        assert slowest < 0.1
+        server.thaw()
+        # Told once, and perhaps again because the answer was lost; learnt once.
+        await until(lambda: two.samples("a/m") > 9.0)
+        await until(lambda: one.sharing.up and two.sharing.up)
+        assert two.samples("a/m") < 10.5
+
+
+async def test_a_server_that_is_not_there_at_the_start_is_found_later(server):
+    server.kill()
+    async with replica(server, "one") as one:
+        await until(lambda: one.messages.get("in error", 0) >= 1 and one.messages.get("out error", 0) >= 1)
+        server.start()
+        await until(lambda: one.sharing.up)
+
+
+async def test_a_new_replica_hears_of_the_last_minutes_as_old_as_they_are(server):
+    async with replica(server, "one") as one:
+        one.see("a/m", Outcome.success(2.0), 10)
+        one.see("b/m", Outcome.rate_limited(60.0))
+        await until(lambda: one.messages.get("out ok", 0) >= 3)
+        with server.client() as client:
+            # As if it had been told two minutes ago: one half-life of the evidence.
+            [told] = [orjson.loads(fields[b"told"]) for _, fields in client.xrange(STREAM) if b"a/m" in fields[b"told"]]
+            client.delete(STREAM)
+            client.xadd(STREAM, {"v": 1, "told": orjson.dumps(told | {"age_s": 120.0})})
+    async with replica(server, "two") as two:
+        await until(lambda: two.samples("a/m") > 0.0)
+        assert two.samples("a/m") == pytest.approx(5.0, rel=0.05)
+        assert two.gate("b/m")[0] is None  # the minute is over
+
+
+async def test_a_restarted_replica_takes_its_own_evidence_from_the_ledger_only(server):
+    async with replica(server, "one", origin="the ledger") as one:
+        one.see("a/m", Outcome.success(2.0), 10)
+        one.see("b/m", Outcome.blocked())
+        running = one.start("a/m")
+        await until(lambda: one.messages.get("out ok", 0) >= 2)
+        assert running
+    async with replica(server, "next", origin="the ledger") as after, replica(server, "two") as two:
+        await until(lambda: two.samples("a/m") > 9.0)
+        await until(lambda: after.messages.get("in ok", 0) >= 2)
+        assert after.samples("a/m") == 0.0
+        assert after.gate("b/m")[0] == "blocked"
+        assert after.selector.choose(REQUEST, time.monotonic()).target == "a/m"
+
+
+async def test_a_replica_that_died_has_nothing_in_flight_soon():
+    alive, dead = Selector(replica="alive"), Selector(replica="dead")
+    dead.on_start("a/m", REQUEST, 0.0, "1")
+    alive.merge(dead.delta(1.0), 1.0)
+    alive.choose(REQUEST, 2.0)
+    assert alive.snapshot(2.0)["a/m"]["generate"]["in_flight_elsewhere"] == 1
+    assert alive.others(30.0) == 1
+    alive.choose(REQUEST, 32.0)
+    assert alive.others(32.0) == 0
+    assert alive.snapshot(32.0)["a/m"]["generate"]["in_flight_elsewhere"] == 0
+
+
+async def test_what_a_ledger_warmed_is_not_told_as_news():
+    warmed = Selector(replica="one")
+    warmed.warm(Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, -float(n)) for n in range(50, 0, -1))
+    assert warmed.delta(0.0)["arms"] == []
+
+
+FOREIGN: list[dict[str, Any]] = [
+    {"v": 1},
+    {"hello": "world"},
+    {"v": 2, "told": "{}"},
+    {"v": 1, "told": "{"},
+    {"v": 1, "told": "[]"},
+    {"v": 1, "told": "null"},
+    {"v": 1, "told": b"\xff\xfe"},
+    {"v": 1, "told": "{}"},
+    {"v": 1, "told": "9" * 300_000},
+]
+
+
+async def test_foreign_and_malformed_messages_are_ignored(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await until(lambda: one.sharing.up and two.sharing.up)
+        with server.client() as client:
+            for message in FOREIGN:
+                client.xadd(STREAM, message)
+        one.see("a/m", Outcome.success(2.0), 10)
+        await until(lambda: two.samples("a/m") > 9.5)
+        assert two.messages["in ignored"] == len(FOREIGN)
+        assert two.sharing.up
+
+
+async def test_a_key_that_holds_something_else_is_no_error(server):
+    with server.client() as client:
+        client.set(STREAM, "taken")
+        async with replica(server, "one") as one:
+            await until(lambda: one.messages.get("in error", 0) >= 1 and one.messages.get("out error", 0) >= 1)
+            client.delete(STREAM)
+            await until(lambda: one.sharing.up)
+
+
+async def test_the_stream_forgets(server):
+    async with replica(server, "one") as one:
+        await until(lambda: one.sharing.up)
+        with server.client() as client:
+            assert 0 < client.ttl(STREAM) <= 600
+            now = client.time()[0] * 1000
+            client.delete(STREAM)
+            for minutes in range(30, 0, -1):  # nodes of the stream hold a hundred messages, and go as a whole
+                for number in range(100):
+                    client.xadd(STREAM, {"v": 1}, id=f"{now - minutes * 60_000}-{number + 1}")
+            seen = one.messages["out ok"]
+            await until(lambda: one.messages["out ok"] > seen)
+            assert client.xlen(STREAM) < 1300
+
+
+def told(**changes: Any) -> dict[bytes, bytes]:
+    machine = Selector(replica="one")
+    machine.on_start("a/m", REQUEST, 0.0, "1")
+    machine.on_end("1", Outcome.failure(), 2.0)
+    machine.on_start("b/m", REQUEST, 0.0, "2")
+    machine.on_end("2", Outcome.rate_limited(5.0), 2.0)
+    message = machine.delta(3.0) | {"origin": "x", "serial": 1, "age_s": 0.0} | changes
+    return {b"v": b"1", b"told": orjson.dumps(message)}
+
+
+def test_what_is_told_of_other_targets_is_left_out():
+    message = read(told(), ["b/m"])
+    assert message is not None
+    assert message.delta["arms"] == []
+    assert list(message.delta["gates"]) == ["b/m"]
+    everything = read(told(), TARGETS)
+    assert everything is not None
+    assert [arm["target"] for arm in everything.delta["arms"]] == ["a/m"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.sampled_from(["", "a/m", "one"]),
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.sampled_from(["a/m", "state", "limited_s"]), inner),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(field=st.sampled_from(["replica", "arms", "gates", "in_flight", "origin", "serial", "age_s"]), value=JSON)
+def test_whatever_is_read_can_be_merged(field, value):
+    _merges(read(told(**{field: value}), TARGETS))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arm=st.fixed_dictionaries(
+        {
+            "operation": st.sampled_from(["generate", "edit", "dance"]),
+            "target": st.sampled_from(["a/m", "c/m"]),
+            "sums": st.lists(st.floats(), min_size=9, max_size=9) | st.lists(st.floats(0, 9), min_size=8, max_size=10),
+            "shift": st.none() | st.floats(),
+            "seen_s": st.none() | st.floats(),
+        }
+    ),
+    gate=st.fixed_dictionaries(
+        {},
+        optional={
+            "state": st.tuples(
+                st.booleans(), st.sampled_from([None, "", "stuck"]), st.floats(), st.integers(-9, 99), st.floats()
+            ),
+            "limited_s": st.floats(),
+            "blocked_s": st.floats(),
+        },
+    ),
+)
+def test_whatever_is_told_of_a_target_leaves_the_selector_sound(arm, gate):
+    _merges(read(told(arms=[arm], gates={"a/m": gate}), TARGETS))
+
+
+def _merges(message: sharing.Told | None) -> None:
+    if message is None:
+        return
+    machine = Selector(replica="two")
+    machine.merge(message.delta, 10.0)
+    machine.choose(REQUEST, 11.0)
+    for operations in machine.snapshot(12.0).values():
+        for facts in operations.values():
+            assert facts["p50_s"] > 0
+            assert 0 <= facts["success"] <= 1
