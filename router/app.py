@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,7 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from pricing import MEGAPIXEL, ImageSize, Metered, Price, Problem, UnpricedError
+from pricing import MEGAPIXEL, ImageSize, Metered, Price, PriceBooks, Problem, UnpricedError
 from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
@@ -52,6 +52,7 @@ from router.routing.catalog import Catalog
 from router.telemetry import Sources, Telemetry
 from router.transport import Transport
 from router.types import Caller, Completed, ImageRequest, InputImage, Operation, Provider
+from router.whatif import Comparison, History, compare
 
 if TYPE_CHECKING:
     from router.sharing import Sharing
@@ -63,6 +64,8 @@ SANDBOX_MODELS = Path(emulator.__file__).with_name("models.yaml")
 
 
 WEBHOOK_S = 30.0  # how long a receiver may take to answer
+WARM = timedelta(days=1)
+"""How much of the ledger a new selector learns from."""
 
 
 class StartError(Exception):
@@ -161,6 +164,75 @@ def metered(usages: Iterable[SettledUsage], settings: Settings) -> Iterator[Mete
             usage=row.usage,
             price=price,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What a replay changes; what is None or empty stays as it was."""
+
+    policy: str | None = None
+    value_of_time: float | None = None  # dollars that a second of waiting is worth
+    settings: Settings | None = None  # another configuration
+    books: PriceBooks | None = None
+    only: tuple[str, ...] = ()  # providers or targets
+    ignore: tuple[str, ...] = ()
+
+
+def what_if(
+    settings: Settings,
+    reports: Reports,
+    since: datetime,
+    until: datetime,
+    change: WhatIf,
+    *,
+    runs: int,
+    seed: int,
+    reading: Callable[[Iterator[Any]], Iterable[Any]] = iter,
+    played: Callable[[], object] = lambda: None,
+) -> Comparison:
+    """The ledger's requests of [since, until), played again with a change; ``reading`` and ``played`` see progress."""
+    now = change.settings or settings
+    offers = None
+    if change.settings is not None or change.books is not None:
+        offers = offers_for(replace(now, books=change.books or now.books))
+    routing = replace(now.routing, preset=change.policy or now.routing.preset)
+    if change.value_of_time is not None:
+        presets = {name: replace(known, value_of_time=change.value_of_time) for name, known in routing.presets.items()}
+        routing = replace(routing, presets=presets)
+    history = History(
+        timeout_s=now.limits.request_timeout_s,
+        offers=offers,
+        weights=now.weights,
+        policy=change.policy,
+        only=change.only,
+        ignore=change.ignore,
+    )
+    past = history.read(reading(reports.answered(since, until)))
+    history.left_out["without an answer on record"] = reports.count(since, until) - history.requests
+    before = [sample for sample in evidence(reports, since - WARM) if sample.at < since.timestamp()]
+
+    def selector(seed: int) -> Selector:
+        fresh = Selector(routing, now.priors, random.Random(seed))  # noqa: S311 - no secret
+        fresh.warm(before)
+        return fresh
+
+    return compare(history, past, selector, runs, seed, played)
+
+
+def evidence(reports: Reports, since: datetime, clock_s: float = 0.0) -> Iterator[Sample]:
+    """What the ledger knows since then, for a selector whose clock reads ``clock_s`` less than the epoch's seconds."""
+    for sample in reports.samples(since):
+        result = _RESULTS.get(sample.outcome)
+        if sample.latency_ms and sample.megapixels and result is not None:
+            yield Sample(
+                target=sample.target,
+                operation=sample.operation,
+                images=sample.images,
+                megapixels=sample.megapixels / max(sample.images, 1),
+                result=result,
+                latency_s=sample.latency_ms / 1000,
+                at=sample.at.timestamp() - clock_s,
+            )
 
 
 def drawn(settings: Settings) -> dict[str, int]:
@@ -274,21 +346,9 @@ class Runtime:
 
     def _warm(self) -> None:
         """What the ledger remembers of the last day becomes the selector's evidence."""
-        now, wall = time.monotonic(), datetime.now(UTC)
+        wall = datetime.now(UTC)
         with Reports(self.settings.ledger_url) as reports:
-            self.selector.warm(
-                Sample(
-                    target=sample.target,
-                    operation=sample.operation,
-                    images=sample.images,
-                    megapixels=sample.megapixels / max(sample.images, 1),
-                    result=result,
-                    latency_s=sample.latency_ms / 1000,
-                    at=now - (wall - sample.at).total_seconds(),
-                )
-                for sample in reports.samples(wall - timedelta(days=1))
-                if sample.latency_ms and sample.megapixels and (result := _RESULTS.get(sample.outcome)) is not None
-            )
+            self.selector.warm(evidence(reports, wall - WARM, wall.timestamp() - time.monotonic()))
 
     def _webhooks(self, settings: WebhookSettings | None) -> Webhooks | None:
         if settings is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from router import __version__
-from router.cli import finance, looking, serving
+from router.cli import finance, looking, replaying, serving
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -27,6 +27,7 @@ for _command in (
     looking.check,
     looking.quote,
     looking.explain,
+    replaying.replay,
     finance.report,
     finance.prices,
     finance.ledger_group,

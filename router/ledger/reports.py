@@ -147,6 +147,7 @@ class Sample(NamedTuple):
     at: datetime
 
 
+_SEEN = "e.evidence = 'response' AND e.kind IN ('settled', 'void', 'unknown')"
 _PERIODS = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}
 
 
@@ -245,10 +246,26 @@ class Reports:
             settled = rows.settlement(entry, attempt["id"])
             yield SettledUsage(rows.opening(attempt), settled, usage_from_dict(settled.usage))
 
+    def answered(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[tuple[Opening, Settlement]]:
+        """Attempts opened in [since, until) whose end was seen, with what was booked then, in the ledger's order."""
+        for attempt, entry in self._outcomes(_SEEN, since, until):
+            yield rows.opening(attempt), rows.settlement(entry, attempt["id"])
+
+    def count(self, since: datetime | None = None, until: datetime | None = None) -> int:
+        """Requests with an attempt opened in [since, until)."""
+        period = "opened_at >= :since AND opened_at < :until"
+        with self._lock:
+            found = self._db.execute(
+                f"SELECT count(DISTINCT request_id) FROM attempt WHERE {period}",  # noqa: S608 - a constant
+                _period(since, until),
+            ).get
+        return int(found)
+
     def samples(self, since: datetime | None = None) -> Iterator[Sample]:
         """Attempts opened since then whose end was seen, in the ledger's order: not those that a crash cut off."""
-        seen = "e.evidence = 'response' AND e.kind IN ('settled', 'void', 'unknown')"
-        for attempt, entry in self._outcomes(seen, since, None):
+        for attempt, entry in self._outcomes(_SEEN, since, None):
             images, pixels = entry["images"], entry["output_pixels"]
             if not images:
                 size = orjson.loads(attempt["expected"]).get("size")

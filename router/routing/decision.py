@@ -78,6 +78,11 @@ class Decision:
         return min(self._able(), key=lambda row: row.mean_s).target if self._able() else None
 
     @property
+    def rows(self) -> Sequence[Row]:
+        """All candidates with every number that the choice hung on, in the operator's order."""
+        return self._rows
+
+    @property
     def chosen(self) -> Row | None:
         return self._chosen
 

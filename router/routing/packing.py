@@ -35,17 +35,21 @@ def pack(decision: Decision) -> dict[str, Any]:
 def unpack(packed: Mapping[str, Any]) -> Decision:
     """The decision again, as it was made. KeyError or TypeError if the packed fields are too old to make one."""
     names, values = packed["ask"]
-    ask = dict(zip(names, values, strict=True))
+    ask = {name: _restored(name, value) for name, value in zip(names, values, strict=True)}
     ask["order"] = tuple(ask["order"])
     names, packed_rows = packed["rows"]
     rows = []
     for values in packed_rows:
         row = Row.__new__(Row)
         for name, value in zip(names, values, strict=True):
-            setattr(row, name, math.inf if value is None and name in _MAY_BE_INFINITE else value)
+            setattr(row, name, _restored(name, value))
         rows.append(row)
     chosen = next((row for row in rows if row.target == packed["chosen"]), None)
     return Decision(Ask(**ask), rows, chosen, packed["mode"], packed["at"], packed["retry_after_s"])
 
 
-_MAY_BE_INFINITE = frozenset({"unseen_s", "cap", "hope"})
+_MAY_BE_INFINITE = frozenset({"unseen_s", "toll"})
+
+
+def _restored(name: str, value: Any) -> Any:
+    return math.inf if value is None and name in _MAY_BE_INFINITE else value

@@ -30,7 +30,7 @@ def pixelroute(*args: str, env: dict[str, str] | None = None, cwd: Path = ROOT) 
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "sandbox", "check", "quote", "report"])
+@pytest.mark.parametrize("command", ["serve", "demo", "sandbox", "check", "quote", "report", "replay"])
 def test_every_command_explains_itself(command):
     assert command in pixelroute("--help").stdout
     answer = pixelroute(command, "--help")
