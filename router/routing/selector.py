@@ -420,6 +420,7 @@ class Selector:
         for sample in samples:
             arm = self._fleet.arm(sample.operation, sample.target, sample.target.partition("/")[0])
             work = Work.of(sample.images, sample.megapixels, sample.quality)
+            arm.refresh(sample.at)  # as it was before every request: a sample is judged by what was believed then
             if sample.result is Result.SUCCESS:
                 if arm.pace.weight == 0.0:
                     arm.pace.adopt(self._fleet.median_pace(sample.operation, arm.pace.m))

@@ -70,3 +70,21 @@ def test_the_console_shows_it_to_people(router: RouterProcess):
     docs = httpx.get(f"{router.base}/docs")
     assert docs.status_code == 200
     assert f'base_url="{router.base}/v1"' in docs.text.replace("&#34;", '"')
+
+
+def test_what_was_learnt_survives_a_crash(steered: RouterProcess):
+    headers = {"authorization": f"Bearer {KEY}"}
+
+    def facts():
+        table = httpx.get(f"{steered.base}/v1/routing", headers=headers).raise_for_status().json()
+        return table["targets"][TARGET]["generate"]
+
+    for _ in range(4):
+        assert steered.post("/v1/images/generations", {"model": TARGET, "prompt": "a lake"}).status_code == 200
+    before = facts()
+    steered.kill()
+    steered.start()
+    after = facts()
+    assert 3.0 < after["samples"] <= before["samples"] + 0.01
+    assert after["p50_s"] == pytest.approx(before["p50_s"], rel=0.1)
+    assert after["classes"] == before["classes"]

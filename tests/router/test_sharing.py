@@ -367,3 +367,40 @@ def _merges(message: sharing.Told | None) -> None:
         for facts in operations.values():
             assert facts["p50_s"] > 0
             assert 0 <= facts["success"] <= 1
+
+
+def test_the_rows_of_several_replicas_say_what_the_replicas_knew():
+    """A restart is warmed from the ledger to what routers that shared their evidence believed."""
+    rng = random.Random(3)
+    replicas = [Selector(random=random.Random(i), replica=f"r{i}") for i in range(3)]
+    rows: list[Sample] = []
+    now, told_at = 0.0, 0.0
+    for number in range(1500):
+        now += rng.expovariate(0.5)
+        while told_at + 5.0 <= now:
+            told_at += 5.0
+            told = [one.delta(told_at) for one in replicas]
+            for one in replicas:
+                for delta in told:
+                    one.merge(orjson.loads(orjson.dumps(delta)), told_at)
+        machine, target = replicas[number % 3], rng.choice(TARGETS)
+        seconds = rng.lognormvariate(1.0 if target == "a/m" else 1.8, 0.4)
+        good = rng.random() < (0.95 if target == "a/m" else 0.8)
+        machine.choose(REQUEST, now)  # whatever it would like: here all are tried alike
+        machine.on_start(target, REQUEST, now, str(number))
+        machine.on_end(str(number), Outcome.success(seconds) if good else Outcome.failure(), now)
+        result = Result.SUCCESS if good else Result.FAILURE
+        rows.append(Sample(target, "generate", 1, 1.0, result, seconds if good else 0.001, now))
+    for one in replicas:
+        for delta in [other.delta(now) for other in replicas if other is not one]:
+            one.merge(delta, now)
+    warmed = Selector(replica="next")
+    warmed.warm(rows)
+    for target in TARGETS:
+        after = warmed.snapshot(now)[target]["generate"]
+        for one in replicas:
+            before = one.snapshot(now)[target]["generate"]
+            assert after["samples"] == pytest.approx(before["samples"], rel=0.1)
+            assert after["success"] == pytest.approx(before["success"], abs=0.03)
+            for figure in ("p50_s", "p95_s"):
+                assert after[figure] == pytest.approx(before[figure], rel=0.15)
