@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import apsw
@@ -129,8 +131,11 @@ class Journal:
 
     def _insert(self, draft: _Draft) -> None:
         for table, made in draft.rows.items():
-            if made:
-                self._db.executemany(_INSERT[table], made)
+            at = 0
+            while at < len(made):
+                count = min(_MOST_TOGETHER, 1 << (len(made) - at).bit_length() - 1)
+                self._db.execute(_insert(table, count), tuple(chain.from_iterable(made[at : at + count])))
+                at += count
 
     def _adopt(self, draft: _Draft) -> None:
         self._seq, self._hash = draft.seq, draft.hash
@@ -188,10 +193,17 @@ class Journal:
 
 _CHANGING = (State.OPEN, State.UNKNOWN)
 _UNFIT = (apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, ValueError, TypeError, OverflowError)
-_INSERT = {
-    table: f"INSERT INTO {table} ({', '.join(columns)}, hash) VALUES ({', '.join('?' * (len(columns) + 1))})"  # noqa: S608
-    for table, columns in rows.TABLES.items()
-}
+_MOST_TOGETHER = 64  # rows in one statement, which come in powers of two so that few have to be prepared
+
+
+@cache
+def _insert(table: str, count: int) -> str:
+    """A statement for so many rows: SQLite gives up the interpreter lock for each statement, and getting it back from
+    a busy event loop costs more than inserting a row.
+    """
+    columns = rows.TABLES[table]
+    values = f"({', '.join('?' * (len(columns) + 1))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}, hash) VALUES {', '.join([values] * count)}"  # noqa: S608
 
 
 def _settle(record: Settlement, now: Standing) -> tuple[str, list[rows.Row], Standing]:
