@@ -155,6 +155,8 @@ class Price:
 
 def utc(moment: datetime) -> datetime:
     """The moment in UTC; a time without a zone could be any moment and is refused with ValueError."""
+    if moment.tzinfo is UTC:
+        return moment
     if moment.tzinfo is None:
         raise ValueError("a price needs a time with a time zone")
     return moment.astimezone(UTC)

@@ -50,8 +50,6 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._db = connect_writer(path)
-        self._wal_pages = 0
-        self._db.set_wal_hook(self._count_pages)
         self._seq, self._hash = self._head()
         self._live = self._load()
         self.open_attempts = sum(standing.state is State.OPEN for standing in self._live.values())
@@ -90,10 +88,14 @@ class Journal:
         return outcomes
 
     def checkpoint(self) -> None:
-        """Move the WAL into the database when it has grown long. Never waits for readers; apsw.Error if it fails."""
-        if self._wal_pages >= CHECKPOINT_PAGES:
-            self._wal_pages = 0  # the next commit tells how long it is then
+        """Move the WAL into the database when it has grown by so much. apsw.Error if it fails.
+
+        Never waits for readers: what one of them still needs is moved the next time.
+        """
+        written, _ = self._db.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)
+        if written >= CHECKPOINT_PAGES:
             self._db.wal_checkpoint()
+            self._db.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE, True)  # counted from zero again
 
     def _commit_singly(self, records: Sequence[Record], mark: tuple[str, datetime] | None) -> list[Outcome]:
         """One transaction still, with a savepoint around each record."""
@@ -185,10 +187,6 @@ class Journal:
     def _load(self) -> dict[str, Standing]:
         found = self._db.execute("SELECT attempt_id, seq, state, held_nanos, currency FROM unresolved")
         return {attempt_id: Standing(seq, State(state), held, cur) for attempt_id, seq, state, held, cur in found}
-
-    def _count_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return apsw.SQLITE_OK
 
 
 _CHANGING = (State.OPEN, State.UNKNOWN)
