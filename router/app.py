@@ -313,7 +313,7 @@ class Runtime:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
         beside = [asyncio.create_task(work) for work in (self.telemetry.watch_event_loop(), self.store.run())]
         if self._sharing is not None:
-            sharing = asyncio.create_task(self._sharing.run(self.ledger.identity))
+            self._sharing.start(self.ledger.identity)
         self._ready = True
         try:
             yield
@@ -325,8 +325,6 @@ class Runtime:
             await self.gateway.close(self.settings.limits.drain_s)
             await self.requests.close()
             if self._sharing is not None:  # until here the others were told what is still running
-                sharing.cancel()
-                await asyncio.gather(sharing, return_exceptions=True)
                 await self._sharing.close()
             await self.transport.aclose()
             await self.ledger.close()

@@ -44,7 +44,7 @@ _OPERATIONS = frozenset({"generate", "edit", "variation"})
 
 
 class Sharing:
-    """One replica's part. Belongs to the event loop that runs ``run``.
+    """One replica's part. Belongs to the event loop that it is started on.
 
     ``targets`` are those of this installation: what others tell of any other is left out. ``clock`` is the selector's.
     ``on_message(direction, result)`` is called per message: ``out`` or ``in``, and ``ok``, ``known`` (our own, or read
@@ -86,6 +86,7 @@ class Sharing:
         self._read_clock_at = -math.inf
         self._bad = {"out", "in"}  # directions whose last exchange failed or is still to come
         self._said_up: bool | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def up(self) -> bool:
@@ -97,19 +98,24 @@ class Sharing:
         """How many other replicas are heard of."""
         return self._selector.others(self._clock())
 
-    async def run(self, origin: str) -> None:
-        """Tell and listen until cancelled. Never raises for anything that the server does or does not.
+    def start(self, origin: str) -> None:
+        """Tell and listen until closed, on the running loop. Nothing that the server does or does not is an error.
 
         ``origin`` names the ledger that the selector was warmed with: what an earlier process on the same ledger learnt
         is known from there.
         """
         self._origin = origin
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._again_and_again("out", self._tell))
-            group.create_task(self._again_and_again("in", self._listen))
+        self._tasks = {
+            asyncio.create_task(self._again_and_again("out", self._tell)),
+            asyncio.create_task(self._again_and_again("in", self._listen)),
+        }
 
     async def close(self) -> None:
         """Last words: what was learnt since, and that nothing runs here any more. Then let go of the server."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()  # again and again: the client may lose one (asyncio.wait_for does before Python 3.12)
+            _, self._tasks = await asyncio.wait(self._tasks, timeout=0.1)
         with contextlib.suppress(Exception):
             if self.up:
                 async with asyncio.timeout(ANSWER_S):

@@ -88,14 +88,12 @@ async def replica(
     open_s: float = 5.0,
 ) -> AsyncIterator[Replica]:
     one = Replica(server.url, name, every_s, open_s)
-    task = asyncio.create_task(one.sharing.run(origin or f"ledger of {name}"))
+    one.sharing.start(origin or f"ledger of {name}")
     try:
         yield one
     finally:
-        assert not task.done(), task.exception()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await one.sharing.close()
+        async with asyncio.timeout(5.0):
+            await one.sharing.close()
 
 
 async def until(true: Callable[[], Any], within_s: float = 10.0) -> None:
@@ -198,6 +196,15 @@ async def test_a_server_that_is_not_there_at_the_start_is_found_later(server):
         await until(lambda: one.messages.get("in error", 0) >= 1 and one.messages.get("out error", 0) >= 1)
         server.start()
         await until(lambda: one.sharing.up)
+
+
+async def test_it_ends_whenever_it_is_closed(server):
+    """The client loses a cancellation now and then; ``replica`` gives up waiting after five seconds."""
+    rng = random.Random(7)
+    for number in range(25):
+        async with replica(server, f"one {number}", every_s=0.01) as one:
+            one.see("a/m", Outcome.success(2.0))
+            await asyncio.sleep(rng.random() * 0.05)
 
 
 async def test_a_new_replica_hears_of_the_last_minutes_as_old_as_they_are(server):
