@@ -210,7 +210,7 @@ def notes_of(comparison: Comparison) -> list[str]:
     found = [METHOD.format(runs=len(comparison.runs))]
     side = comparison.recorded
     low, high = wilson(side.failed, side.requests - side.refused)
-    share = f"{low:.2%} to {high:.2%}"
+    share = f"{low:.2%} and {high:.2%}"
     found.append(f"Failures as recorded lie between {share} (95 % interval, n = {side.requests - side.refused}).")
     if len(side.seconds) < P95_SAMPLES:
         found.append(
