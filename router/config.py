@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -236,33 +235,21 @@ def _tags(section: Section) -> tuple[str, ...]:
 
 def _preferences(section: Section) -> Preferences:
     """What a request may say in ``provider``, said for all requests of a key or a model."""
-    amount = section.data.get("max_cost")
-    section.read.add("max_cost")
-    max_cost: Decimal | None = None
-    if amount is not None:
-        try:
-            max_cost = Decimal(str(amount)) if not isinstance(amount, bool) else None
-        except InvalidOperation:
-            max_cost = None
-        if max_cost is None or not max_cost.is_finite() or max_cost < 0:
-            section.problem("max_cost", "must be an amount of money, such as 0.05")
-            max_cost = None
     least = section.number("min_success")
     if least is not None and least > 1:
         section.problem("min_success", "must be at most 1")
     built = Preferences(
-        sort=section.choice("sort", POLICIES, "") or None if section.data.get("sort") else None,
+        sort=section.choice("sort", POLICIES, "balanced") if "sort" in section.data else None,
         order=section.texts("order"),
         only=section.texts("only"),
         ignore=section.texts("ignore"),
-        max_cost=max_cost,
+        max_cost=section.amount("max_cost"),
         max_latency_s=section.number("max_latency_s"),
         min_success=least,
         require_tags=section.texts("require_tags"),
         exclude_tags=section.texts("exclude_tags"),
         allow_fallbacks=section.flag("allow_fallbacks", True),
     )
-    section.read.add("sort")
     section.done()
     return built if built != NO_PREFERENCES else NO_PREFERENCES
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ class Section:
     def number_or(self, key: str, default: float, *, least: float = 0.0) -> float:
         value = self.number(key, least=least)
         return default if value is None else float(value)
+
+    def amount(self, key: str) -> Decimal | None:
+        """Money, to the last digit that is written."""
+        words = "an amount of money, such as 0.05"
+        value = self._take(key, (int, float, str), words, None)
+        try:
+            amount = Decimal(str(value)) if value is not None else None
+        except InvalidOperation:
+            amount = Decimal("nan")
+        if amount is not None and not (amount.is_finite() and amount >= 0):
+            self.problem(key, f"must be {words}")
+            return None
+        return amount
 
     def choice(self, key: str, options: Iterable[str], default: str) -> str:
         value = self.text_or(key, default)
