@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 
 from router import __version__
-from router.bounded import TooLarge, pieces, whole
+from router.bounded import TooLarge, Turns, pieces, whole
 from router.errors import Billed, ErrorKind, ProviderError
 from router.pool import AddressRefused
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
@@ -89,6 +89,7 @@ class Transport:
         self._max_response_bytes = max_response_bytes
         self._sleep = sleep
         self._trusts: dict[str, _Trust] = {}
+        self._turns = Turns()
 
     async def run(
         self,
@@ -245,6 +246,13 @@ class Transport:
             raise AddressRefused("the host is not one of the provider's")
         return self._guarded, False
 
+    async def read(self, response: httpx.Response, most: int) -> httpx.Response:
+        """The response with its body in memory; a long one when its turn has come."""
+        if response.is_closed:
+            return await whole(response, most)
+        async with self._turns.turn():
+            return await whole(response, most)
+
     async def _get(self, url: httpx.URL, trust: _Trust | None, most: int) -> tuple[bytes, str | None]:
         for _ in range(MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
@@ -270,7 +278,7 @@ class Transport:
                     )
                 if int(response.headers.get("content-length", "0")) > most:
                     raise TooLarge(most)
-                found = await whole(response, most)
+                found = await self.read(response, most)
                 return found.content, response.headers.get("content-type")
             except TooLarge:
                 raise _Unfetchable(
@@ -375,7 +383,7 @@ class _Attempt:
             self._reader = pieces(response, self._max_bytes)
             return response
         try:
-            answer = await whole(response, self._max_bytes)
+            answer = await transport.read(response, self._max_bytes)
         finally:
             await response.aclose()
         answer.request = call.request

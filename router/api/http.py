@@ -149,6 +149,7 @@ class Front:
                     self._finished(exchange)
                 except Exception:
                     log.exception("observer failed", extra={"request_id": exchange.request_id})
+            del scope[_KEY]  # the server keeps the scope while the connection is idle, and with it would keep a picture
 
 
 class Guarded:

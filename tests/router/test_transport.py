@@ -13,6 +13,7 @@ import httpx
 import pytest
 import respx
 
+from router.bounded import Turns
 from router.errors import Billed, ErrorKind, ProviderError
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
 from router.transport import CONNECT_S, MAX_REDIRECTS, POLL_READ_S, RETRY_DELAYS_S, Ran, Transport
@@ -904,3 +905,35 @@ async def test_closing_closes_both_pools() -> None:
 
     await Transport(Pool("http"), guarded=Pool("guarded")).aclose()
     assert closed == ["http", "guarded"]
+
+
+# --- long answers take turns ------------------------------------------------------------------------------------
+
+
+async def test_long_bodies_are_read_a_few_at_a_time():
+    turns, reading, most = Turns(2, patience_s=60), 0, 0
+
+    async def read() -> None:
+        nonlocal reading, most
+        async with turns.turn():
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0)
+            reading -= 1
+
+    await asyncio.gather(*(read() for _ in range(9)))
+    assert (most, reading) == (2, 0)
+
+
+async def test_a_slow_host_keeps_nobody_waiting():
+    turns, ended = Turns(1, patience_s=0.01), asyncio.Event()
+
+    async def slow() -> None:
+        async with turns.turn():
+            await ended.wait()
+
+    first = asyncio.create_task(slow())
+    async with asyncio.timeout(5), turns.turn():
+        ended.set()
+        await first
+    assert turns._free._value == 1  # its turn was given back once, not twice

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from router.api import Exchange
 from router.errors import RequestError
@@ -220,6 +221,23 @@ async def test_t3_a_client_that_leaves(
         assert (await client.get(item["url"])).content == gateway.data
         gateway.behave = None
         assert (await client.post("/v1/images/generations", json={"prompt": "a", "model": "gpt-image-2"})).is_success
+
+
+async def test_an_idle_connection_keeps_no_picture(make_app: Callable[..., Starlette], gateway: FakeGateway) -> None:
+    """The server holds on to the scope of a connection's last request until the next one comes."""
+    scopes: list[Scope] = []
+    app = make_app()
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(server), base_url="http://router.test", headers={"api-key": KEY}
+    ) as client:
+        body = {"prompt": "a", "model": "gpt-image-2"}
+        assert (await client.post("/v1/images/generations", json=body)).json()["data"][0]["b64_json"]
+    assert not [value for value in scopes[0].values() if isinstance(value, Exchange)]
 
 
 async def test_t3_a_client_that_leaves_in_the_middle_of_a_stream(
