@@ -590,7 +590,6 @@ def build(settings: Settings) -> tuple[Starlette, Runtime]:
         in_flight_bytes=limits.in_flight_bytes,
         fetch=runtime.fetch,
         public_url=settings.public_url,
-        forward_undecodable=settings.undecodable_inputs == "forward",
         ready=runtime.ready,
         metrics=runtime.telemetry.scrape,
         started=runtime.telemetry.request_started,

@@ -19,10 +19,11 @@ from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_pr
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.routing import PRESETS, Prior, RoutingSettings
-from router.types import NO_PREFERENCES, Model, Operation, Preferences, Provider, SizeRule, Target
+from router.types import NO_PREFERENCES, SIZE_POLICIES, Model, Operation, Preferences, Provider, SizeRule, Target
 
 MIB = 1024 * 1024
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+_UNDECODABLE = ("reject", "forward")
 POLICIES = ("balanced", "fastest", "cheapest", "reliable", "weighted", "priority")
 
 
@@ -135,7 +136,6 @@ class Settings:
     webhooks: WebhookSettings | None = None
     public_url: str | None = None
     admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
-    undecodable_inputs: str = "reject"  # reject, forward
     refused: str = "stop"  # stop, failover: what a content refusal does
     sharing: SharingSettings | None = None  # None: this router learns alone
 
@@ -336,6 +336,8 @@ def _model(slug: str, section: Section, build: _TargetBuilder) -> Model:
         default_size=section.size("default_size"),
         preferences=_preferences(section.section("preferences")),
         fallbacks=section.texts("fallbacks"),
+        size_policy=section.choice("size_policy", SIZE_POLICIES, "exact"),
+        undecodable_inputs=section.choice("undecodable_inputs", ("installation", *_UNDECODABLE), "installation"),
         unpriced=section.choice("unpriced", ("reject", "allow"), "reject"),
         description=section.text("description"),
     )
@@ -457,7 +459,7 @@ def load(
         public_url = root.text("public_url") or public_url
         prices_directory = root.text("prices") or prices_directory
         terms_file = root.text("terms") or terms_file
-        undecodable = root.choice("undecodable_inputs", ("reject", "forward"), undecodable)
+        undecodable = root.choice("undecodable_inputs", _UNDECODABLE, undecodable)
         root.done()
 
     names = _names(models, defaults, origin, problems, today)
@@ -471,7 +473,9 @@ def load(
     return Settings(
         providers=providers,
         disabled=disabled,
-        models={slug: _tagged(model, providers) for slug, model in models.items() if model.targets},
+        models={
+            slug: _settled(_tagged(model, providers), undecodable) for slug, model in models.items() if model.targets
+        },
         names=names,
         priors=priors,
         weights=weights,
@@ -490,10 +494,14 @@ def load(
         webhooks=webhooks,
         public_url=env.get("PIXELROUTE_PUBLIC_URL") or public_url,
         admin_key=env.get("PIXELROUTE_ADMIN_KEY") or None,
-        undecodable_inputs=undecodable,
         refused=refused,
         sharing=sharing.settings(sandbox is not None),
     )
+
+
+def _settled(model: Model, undecodable: str) -> Model:
+    """The model with the installation's word where it has none of its own."""
+    return replace(model, undecodable_inputs=undecodable) if model.undecodable_inputs == "installation" else model
 
 
 def _default_ledger(sandbox: bool) -> str:

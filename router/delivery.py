@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -72,22 +72,30 @@ class Delivery:
         return changed(image, url=None, data=data)
 
     async def hand_over(
-        self, result: ImageResult, request: ImageRequest, response_format: str, request_id: str
+        self,
+        result: ImageResult,
+        request: ImageRequest,
+        ordered: ImageSize | None,
+        response_format: str,
+        request_id: str,
     ) -> Delivered:
-        """The fetched pictures in the format and form the client asked for.
+        """The fetched pictures in the size, format and form the client asked for. ``ordered`` is the size that the
+        provider was asked for: by the size policy another than the client's.
 
         RequestError if the client wants nothing but links and the store cannot take the pictures.
         """
         warnings = list(result.warnings)
         made = tuple(image.size for image in result.images if image.size is not None)
         images = list(result.images)
-        if (wanted := request.output_format) is not None and any(image.format != wanted for image in images):
-            images = list(await asyncio.gather(*(self._converted(image, request) for image in images)))
+        resized = self._sized(images, request, ordered or request.size, warnings)
+        wanted = request.output_format
+        converted = wanted is not None and any(image.format != wanted for image in images)
+        if converted:
             warnings.append(
                 Warn("output_format_converted", f"Pictures were converted to {wanted} by the router.", "output_format")
             )
-        if request.size is not None and any(size != request.size for size in made):
-            warnings.append(Warn("size_changed", f"The provider made {made[0]} instead of {request.size}.", "size"))
+        if converted or resized is not None:
+            images = list(await asyncio.gather(*(self._remade(image, resized, request) for image in images)))
         if response_format in ("url", "both"):
             try:
                 images = list(await asyncio.gather(*(self._linked(image, request_id) for image in images)))
@@ -102,13 +110,41 @@ class Delivery:
             images = [changed(image, data=None, b64=None) for image in images]
         return Delivered(tuple(images), made, images[0].format or "png", tuple(warnings))
 
-    async def _converted(self, image: GeneratedImage, request: ImageRequest) -> GeneratedImage:
-        wanted = str(request.output_format)
-        if image.format == wanted:
+    def _sized(
+        self,
+        images: Sequence[GeneratedImage],
+        request: ImageRequest,
+        ordered: ImageSize | None,
+        warnings: list[Warn],
+    ) -> ImageSize | None:
+        """The size that the pictures have to be brought to, None if they stay as they are; warns of both."""
+        size = request.size
+        made = next((image.size for image in images if image.size != size), None)
+        if size is None or made is None:
+            return None
+        if request.size_policy == "nearest":
+            known = made == ordered
+            code, told = ("size_nearest", "is the nearest to") if known else ("size_changed", "was made instead of")
+            warnings.append(Warn(code, f"{made} {told} the {size} that was asked for.", "size"))
+            return None
+        code = "size_fitted" if ordered != size else "size_changed"
+        warnings.append(Warn(code, f"The provider made {made}; the router scaled and cropped it to {size}.", "size"))
+        return size
+
+    async def _remade(self, image: GeneratedImage, size: ImageSize | None, request: ImageRequest) -> GeneratedImage:
+        """The picture in another size, format or both. RequestError if its bytes turn out to be damaged."""
+        form = request.output_format or (image.format if image.format in media.CONVERTIBLE else "png")
+        size = size or image.size
+        if (image.size, image.format) == (size, form):
             return image
         data = await raw(image)
-        converted = await asyncio.to_thread(media.convert, data, wanted, compression=request.output_compression)
-        return changed(image, data=converted, b64=None, format=wanted)
+        try:
+            made = await asyncio.to_thread(media.convert, data, form, compression=request.output_compression, size=size)
+        except media.BadImage as error:
+            raise RequestError(
+                502, "The provider's picture is damaged.", code="all_providers_failed", type=SERVER
+            ) from error
+        return changed(image, data=made, b64=None, plain=False, format=form, size=size)
 
     async def _linked(self, image: GeneratedImage, request_id: str) -> GeneratedImage:
         data = await raw(image)

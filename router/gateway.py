@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import Basis, Charge, Cost, Price, Terms, Usage, settle
+from pricing import Basis, Charge, Cost, ImageSize, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
 from router import booking
 from router.delivery import Delivered, Delivery, merged
@@ -155,6 +155,13 @@ class Gateway:
 
     def model(self, name: str, caller: Caller) -> dict[str, Any] | None:
         return next((model for model in self.models(caller) if model["id"] == name), None)
+
+    def forwards_undecodable(self, model: str) -> bool:
+        """Whether source pictures in formats that we do not read go on to this model's providers."""
+        try:
+            return self._offers.catalog.resolve(model)[0].undecodable_inputs == "forward"
+        except RequestError:
+            return False  # the request will be told that there is no such model
 
     def _order(self, request: ImageRequest, caller: Caller) -> Order:
         return self._offers.order(request, self._clock.now(), caller.models)
@@ -341,6 +348,8 @@ class Gateway:
         """The adapter's flow; several at once when the target makes fewer pictures per call than were asked."""
         work, offer = attempt.work, attempt.offer
         request, most = offer.request, offer.target.max_images
+        if offer.size != request.size:
+            request = replace(request, size=offer.size)  # by the size policy
         timeout_s = min(offer.provider.timeout_s, work.deadline - self._clock.monotonic())
         counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
 
@@ -518,7 +527,9 @@ class Gateway:
         role = attempt.opening.role
         work.attempts.append(booking.summary(offer, role, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
-        delivered = await self._delivery.hand_over(result, offer.request, work.response_format, work.request_id)
+        delivered = await self._delivery.hand_over(
+            result, offer.request, offer.size, work.response_format, work.request_id
+        )
         return self._completed(attempt, settled, result, delivered, routing)
 
     async def _book_failure(
@@ -616,7 +627,7 @@ class Gateway:
     ) -> Completed:
         work, offer, decision = attempt.work, attempt.offer, attempt.decision
         request = offer.request
-        sizes = set(delivered.made)
+        sizes = {image.size for image in delivered.images}
         return Completed(
             request_id=work.request_id,
             created=int(self._clock.now().timestamp()),
@@ -822,9 +833,10 @@ class Gateway:
     ) -> Completed:
         """The answer as it would have been, from the ledger's rows."""
         opening, result, form = resumed.opening, resumed.result, response_format(request)
-        delivered = await self._delivery.hand_over(result, request, form, opening.request_id)
+        ordered = ImageSize.parse(size) if (size := opening.expected.get("size")) else None
+        delivered = await self._delivery.hand_over(result, request, ordered, form, opening.request_id)
         ended = next(a.settlement for a in attempts if a.opening.attempt_id == opening.attempt_id)
-        sizes = set(delivered.made)
+        sizes = {image.size for image in delivered.images}
         return Completed(
             request_id=opening.request_id,
             created=int(self._clock.now().timestamp()),

@@ -41,6 +41,7 @@ class Offer:
     provider: Provider
     adapter: Adapter
     lacks: str | None
+    size: ImageSize | None  # what it would be asked to make; another than the client's where the size policy allows it
     price: Price | None  # None: no price in force
     quote: Quote | None
     expected: Expected
@@ -171,19 +172,21 @@ class Offers:
         return target, self._providers[target.provider], self._adapters[target.provider]
 
     def _offer(self, request: ImageRequest, model: Model, rank: int, fit: Fit, at: datetime) -> Offer:
-        target, lacks = fit.target, fit.lacks
+        target, size = fit.target, fit.size
         provider = self._providers[target.provider]
         adapter = self._adapters[target.provider]
-        if lacks is not None:
-            return Offer(model, rank, request, target, provider, adapter, lacks, None, None, _NOTHING_EXPECTED, {})
-        expected = _expected(request, target)
+        if fit.lacks is not None:
+            return Offer(
+                model, rank, request, target, provider, adapter, fit.lacks, size, None, None, _NOTHING_EXPECTED, {}
+            )
+        expected = _expected(request, target, size)
         try:
             price = self.books.price(provider.prices, target.price_key(request.operation), at)
         except UnpricedError:
             refused = "unpriced" if model.unpriced == "reject" else None
-            return Offer(model, rank, request, target, provider, adapter, refused, None, None, expected, {})
+            return Offer(model, rank, request, target, provider, adapter, refused, size, None, None, expected, {})
         quoted, settled = self._quote(price, expected)
-        return Offer(model, rank, request, target, provider, adapter, None, price, quoted, expected, settled)
+        return Offer(model, rank, request, target, provider, adapter, None, size, price, quoted, expected, settled)
 
     def _quote(self, price: Price, expected: Expected) -> tuple[Quote, dict[tuple[Any, ...], Settlement]]:
         key = (
@@ -249,11 +252,11 @@ def _inputs(request: ImageRequest, calls: int) -> tuple[ImageSize | None, ...]:
     return tuple(image.size for image in request.images) * calls
 
 
-def _expected(request: ImageRequest, target: Target) -> Expected:
+def _expected(request: ImageRequest, target: Target, size: ImageSize | None) -> Expected:
     calls = _calls(request, target)
     return Expected(
         images=request.n,
-        size=request.size or target.default_size,
+        size=size or target.default_size,
         inputs=_inputs(request, calls),
         prompt_characters=len(request.prompt) * calls,
         requests=calls,
@@ -290,7 +293,18 @@ def route(
         preferences=request.preferences.within(of_key).within(order.model.preferences),
         deadline_s=timeout_s,
         session=request.user,
+        lesser=_lesser(order),
     )
+
+
+def _lesser(order: Order) -> frozenset[str]:
+    """Targets that would deliver less than was asked for, where another can deliver it."""
+    found = frozenset[str]()
+    if order.request.size_policy is not None:
+        found = frozenset(offer.target.key for offer in order.offers if offer.size != offer.request.size)
+    if order.request.partial_images:
+        found |= frozenset(offer.target.key for offer in order.offers if not offer.target.streams)
+    return found
 
 
 def _megapixels(request: ImageRequest) -> float:

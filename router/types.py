@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
-from math import isqrt
+from math import ceil, isqrt, log, sqrt
 from typing import Any
 
 from pricing import ImageSize, Reported
@@ -20,6 +20,14 @@ class Operation(StrEnum):
     GENERATE = "generate"
     EDIT = "edit"
     VARIATION = "variation"
+
+
+SIZE_POLICIES = ("exact", "nearest", "fit")
+"""What may be done where a target does not make the size asked for.
+
+``exact``: it is not used. ``nearest``: it makes the size closest in shape, then in pixels, and the answer tells it.
+``fit``: it makes one that is larger both ways, which the router scales and crops to the size asked for.
+"""
 
 
 @record
@@ -88,6 +96,7 @@ class ImageRequest:
     prompt: str
     n: int = 1
     size: ImageSize | None = None  # None: auto
+    size_policy: str | None = None  # exact, nearest, fit: where a target does not make the size; None: the model's
     quality: str | None = None
     background: str | None = None
     output_format: str | None = None
@@ -126,6 +135,12 @@ class Caller:
     retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
 
 
+def distance(size: ImageSize, other: ImageSize) -> tuple[float, float]:
+    """How far another size is from this one: by shape, then by pixels. Both are symmetric factors, as logarithms."""
+    shape = abs(log(size.width * other.height / (size.height * other.width)))
+    return round(shape, 6), abs(log(size.pixels / other.pixels))
+
+
 @dataclass(frozen=True, slots=True)
 class SizeRule:
     """Which output sizes a target makes exactly. Empty ``fixed`` means any size inside the bounds."""
@@ -150,6 +165,40 @@ class SizeRule:
             and self.min_pixels <= size.pixels <= self.max_pixels
             and (self.max_ratio is None or long <= self.max_ratio * short)
         )
+
+    def nearest(self, size: ImageSize) -> ImageSize | None:
+        """The size it makes that is closest in shape, then in pixels; None if the bounds leave none near it."""
+        if self.fixed:
+            return min(self.fixed, key=lambda other: distance(size, other))
+        ratio = size.width / size.height
+        most = min(self.max_ratio or self.max_side, self.max_side / self.min_side)
+        ratio = min(max(ratio, 1 / most), most)
+        long, short = max(ratio, 1 / ratio), 1.0  # the shape with a short side of one pixel
+        low = max(self.min_side, sqrt(self.min_pixels / long))
+        high = min(self.max_side / long, sqrt(self.max_pixels / long))
+        scale = max(min(sqrt(size.pixels / long), high), low)
+        sides = (long * scale, short * scale)
+        width, height = sides if ratio >= 1 else sides[::-1]
+        near = [ImageSize(w, h) for w in self._steps(width) for h in self._steps(height)]
+        return min(filter(self.accepts, near), key=lambda other: distance(size, other), default=None)
+
+    def covering(self, size: ImageSize) -> ImageSize | None:
+        """The size it makes that ``size`` can be cut from with the least thrown away; None if all are too small."""
+        if self.fixed:
+            large = [other for other in self.fixed if other.width >= size.width and other.height >= size.height]
+            return min(large, key=lambda other: distance(size, other), default=None)
+        width, height = max(size.width, self.min_side), max(size.height, self.min_side)
+        if self.max_ratio is not None:
+            width, height = max(width, ceil(height / self.max_ratio)), max(height, ceil(width / self.max_ratio))
+        grow = max(1.0, sqrt(self.min_pixels / (width * height)))
+        step = self.multiple_of
+        found = ImageSize(ceil(width * grow / step) * step, ceil(height * grow / step) * step)
+        return found if self.accepts(found) else None
+
+    def _steps(self, side: float) -> tuple[int, ...]:
+        """The lengths around this one that the rule's multiple allows."""
+        below = int(side) // self.multiple_of * self.multiple_of
+        return tuple(length for length in (below, below + self.multiple_of) if length > 0)
 
     @property
     def largest(self) -> ImageSize:
@@ -234,6 +283,8 @@ class Model:
     default_size: ImageSize | None = None  # used when the client names none; None: the provider chooses
     preferences: Preferences = NO_PREFERENCES  # hold for all requests of this model
     fallbacks: tuple[str, ...] = ()  # models that serve it when no target of this one can
+    size_policy: str = "exact"  # exact, nearest, fit: what to do where a target does not make the size asked for
+    undecodable_inputs: str = "reject"  # reject, forward: source pictures in formats that we do not read
     unpriced: str = "reject"  # reject, allow: what to do where no price is in force
     description: str | None = None
 

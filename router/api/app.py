@@ -35,7 +35,6 @@ def routes(
     in_flight_bytes: int = 1024 * MIB,
     fetch: Fetch | None = None,
     public_url: str | None = None,
-    forward_undecodable: bool = False,
     media: MediaStore | None = None,
     requests: Requests | None = None,
     ready: Ready = dict,
@@ -52,7 +51,6 @@ def routes(
         Intake(body_bytes=body_bytes, in_flight_bytes=in_flight_bytes),
         fetch,
         public_url,
-        forward_undecodable,
         started,
     )
     found: list[BaseRoute] = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import NO_PREFERENCES, Preferences, Warn
+from router.types import NO_PREFERENCES, SIZE_POLICIES, Preferences, Warn
 
 MAX_PROMPT = 32_000
 _MAX_NAME = 256
@@ -27,6 +27,7 @@ KINDS: Mapping[str, str] = {
     "models": NAMES,
     "n": INTEGER,
     "size": TEXT,
+    "size_policy": TEXT,
     "quality": TEXT,
     "response_format": TEXT,
     "output_format": TEXT,
@@ -58,6 +59,7 @@ KINDS: Mapping[str, str] = {
 PASSED_ON = ("complexity", "frame_count", "frame_duration_ms", "svg")
 
 WORDS: Mapping[str, tuple[str, ...]] = {
+    "size_policy": SIZE_POLICIES,
     "quality": ("auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"),
     "response_format": ("url", "b64_json"),
     "output_format": (
@@ -282,6 +284,17 @@ def read_size(known: Mapping[str, Any], warnings: list[Warn]) -> ImageSize | Non
     name = "aspect_ratio" if ratio is not None else "resolution"
     warnings.append(Warn("size_derived", f"The size {size} was derived from aspect_ratio and resolution.", name))
     return size
+
+
+def read_size_policy(known: Mapping[str, Any], headers: Mapping[bytes, bytes], warned: Sequence[Warn]) -> str | None:
+    """``size_policy`` of the body, else of the header; a size that was derived from a shape asks for no exact pixels."""
+    policy = known.get("size_policy")
+    if policy is None and (raw := headers.get(b"x-pixelroute-size-policy")) is not None:
+        policy = raw.decode("latin-1").strip().lower()
+        check_values({"size_policy": policy})
+    if policy is None and any(warning.code == "size_derived" for warning in warned):
+        return "nearest"
+    return policy
 
 
 def _size(name: str, text: str) -> ImageSize | None:

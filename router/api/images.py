@@ -31,7 +31,6 @@ class Face:
     intake: Intake
     fetch: Fetch | None = None
     public_url: str | None = None
-    forward_undecodable: bool = False
     started: Callable[[str], None] = lambda operation: None  # an observer's: a request of this operation has come in
 
     def base_url(self, exchange: Exchange, scope: Scope) -> str:
@@ -138,7 +137,7 @@ class Edits(Images):
         else:
             loaded = await self._load(sources, draft.param, reservation)
         mask = None if draft.mask is None else loaded.pop()
-        return wire.with_images(draft, loaded, mask, forward_undecodable=self._face.forward_undecodable)
+        return wire.with_images(draft, loaded, mask, forwards=self._face.gateway.forwards_undecodable)
 
     async def _load(self, sources: Sequence[str | bytes], param: str, reservation: Reservation) -> list[bytes]:
         """URLs and data URLs as bytes, in order, in all no more than a body may have."""

@@ -27,6 +27,7 @@ _NOTES = {
     "models": "Models to ask in turn when model cannot serve the request; metadata.warnings tells if one of them did.",
     "n": "How many pictures.",
     "size": "WIDTHxHEIGHT in pixels, or auto.",
+    "size_policy": "Where no target makes the size: refuse (exact), take the nearest, or cut it from a larger one (fit).",
     "response_format": "What each item of data carries. Left out: b64_json for gpt-image models, else url.",
     "output_compression": "Quality of jpeg, webp and avif.",
     "stream": "Answer with server-sent events.",

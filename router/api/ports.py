@@ -42,6 +42,10 @@ class GatewayPort(Protocol):
 
     def model(self, name: str, caller: Caller) -> dict[str, Any] | None: ...
 
+    def forwards_undecodable(self, model: str) -> bool:
+        """Whether this model is given source pictures in formats that we do not read; False if there is no such."""
+        ...
+
     def default_model(self, operation: Operation) -> str | None: ...
 
 

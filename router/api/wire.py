@@ -7,7 +7,7 @@ pictures. Whether the model exists and can do it is the gateway's question.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,19 +112,20 @@ def parse_form(
 
 
 def with_images(
-    draft: Draft, images: Sequence[bytes], mask: bytes | None, *, forward_undecodable: bool = False
+    draft: Draft, images: Sequence[bytes], mask: bytes | None, *, forwards: Callable[[str], bool] = lambda model: False
 ) -> ImageRequest:
     """The request with its pictures checked: known format, whole, of sane size; the mask fits the first one.
 
-    ``forward_undecodable`` passes bytes that are no picture we know on, measured as unknown, for providers that take
-    more formats than we read.
+    ``forwards`` tells of a model whether bytes that are no picture we know are passed on, measured as unknown, because
+    its providers take more formats than we read.
     """
     warnings = list(draft.request.warnings)
-    inputs = tuple(_input(data, draft.param, forward_undecodable, warnings) for data in images)
+    model = draft.request.model
+    inputs = tuple(_input(data, draft.param, model, forwards, warnings) for data in images)
     first = inputs[0]
     painted = None
     if mask is not None:
-        painted = _input(mask, "mask", forward_undecodable, warnings)
+        painted = _input(mask, "mask", model, forwards, warnings)
         _check_mask(painted, first)
     return replace(draft.request, images=inputs, mask=painted, warnings=tuple(warnings))
 
@@ -177,6 +178,7 @@ def _request(
         prompt=known.get("prompt", ""),
         n=n,
         size=size,
+        size_policy=fields.read_size_policy(known, headers, warnings),
         quality=known.get("quality"),
         background=known.get("background"),
         output_format=known.get("output_format"),
@@ -264,11 +266,11 @@ def _source(item: Any, param: str) -> str:
     return url
 
 
-def _input(data: bytes, param: str, forward: bool, warnings: list[Warn]) -> InputImage:
+def _input(data: bytes, param: str, model: str, forwards: Callable[[str], bool], warnings: list[Warn]) -> InputImage:
     try:
         found = media.check(data)
     except media.BadImage as error:
-        if forward and error.kind != "too_large":
+        if error.kind != "too_large" and forwards(model):
             warnings.append(Warn("input_undecodable", "An input that is no known picture was passed on.", param))
             return InputImage(data, None, None)
         raise _bad_image(

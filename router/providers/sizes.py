@@ -8,7 +8,7 @@ from math import log
 from typing import Any
 
 from pricing import ImageSize
-from router.types import ImageRequest, Target, Warn
+from router.types import ImageRequest, Target, Warn, distance
 
 RATIOS = ("21:9", "16:9", "3:2", "4:3", "5:4", "1:1", "4:5", "3:4", "2:3", "9:16", "9:21")
 """The shapes that FLUX hosts have words for."""
@@ -69,14 +69,7 @@ def is_ratio(size: ImageSize, ratio: str) -> bool:
 @lru_cache(maxsize=1024)
 def nearest_size(size: ImageSize, sizes: tuple[ImageSize, ...]) -> ImageSize:
     """The size closest in shape, then in pixels."""
-    shape = log(size.width / size.height)
-    return min(
-        sizes,
-        key=lambda other: (
-            round(abs(shape - log(other.width / other.height)), 6),
-            abs(log(size.pixels / other.pixels)),
-        ),
-    )
+    return min(sizes, key=lambda other: distance(size, other))
 
 
 def aspect_ratio(size: ImageSize, ratios: Iterable[str], warnings: list[Warn]) -> str:

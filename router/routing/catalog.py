@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from typing import Any
 
+from pricing import ImageSize
 from router.errors import RequestError
-from router.types import ImageRequest, Model, Operation, Target, Warn
+from router.types import ImageRequest, Model, Operation, SizeRule, Target, Warn
 
 VARIATION_PROMPT = "Create a variation of this image. Keep its subject, style and composition."
 
@@ -20,6 +21,7 @@ class Fit:
 
     target: Target
     lacks: str | None
+    size: ImageSize | None  # what it would be asked to make: another than the client asked where the policy allows it
 
 
 class Catalog:
@@ -61,7 +63,10 @@ class Catalog:
         """The request with what the catalogue fills in where the client left it open, and what the client is told."""
         warnings: tuple[Warn, ...] = ()
         if request.size is None and model.default_size is not None:
-            request = replace(request, size=model.default_size)
+            # Nobody asked for these very pixels: another size is no failure.
+            request = replace(request, size=model.default_size, size_policy=request.size_policy or "nearest")
+        elif request.size_policy is None and model.size_policy != "exact":
+            request = replace(request, size_policy=model.size_policy)
         if request.operation is Operation.VARIATION and not request.prompt:
             request = replace(request, prompt=VARIATION_PROMPT)
             told = "No provider varies pictures any more: this is an edit with a prompt of the router's."
@@ -70,14 +75,27 @@ class Catalog:
 
     def fits(self, request: ImageRequest, model: Model, pinned: str | None) -> tuple[Fit, ...]:
         """Every target of the model with what it lacks."""
-        return tuple(
-            Fit(target, _lacks(request, target))
-            for target in model.targets
-            if pinned is None or target.provider == pinned
-        )
+        return tuple(_fit(request, target) for target in model.targets if pinned is None or target.provider == pinned)
+
+
+def _fit(request: ImageRequest, target: Target) -> Fit:
+    size, lacks = request.size, _lacks(request, target)
+    if lacks is None and size is not None and not target.sizes.accepts(size):
+        size = _SUBSTITUTES[request.size_policy or "exact"](target.sizes, size)
+        lacks = "size" if size is None else None
+    return Fit(target, lacks, size)
+
+
+_SUBSTITUTES: Mapping[str, Callable[[SizeRule, ImageSize], ImageSize | None]] = {
+    "exact": lambda rule, size: None,
+    "nearest": SizeRule.nearest,
+    "fit": SizeRule.covering,
+}
+"""What a target is asked for, by size policy, where it does not make the size that the client asked for."""
 
 
 def _lacks(request: ImageRequest, target: Target) -> str | None:
+    """What it lacks beside the size."""
     if request.operation not in target.endpoints:
         return "operation"
     if len(request.images) > target.max_inputs and request.operation is not Operation.GENERATE:
@@ -86,8 +104,6 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
         return "mask"
     if request.background == "transparent" and not target.transparent:
         return "background"
-    if request.size is not None and not target.sizes.accepts(request.size):
-        return "size"
     return None
 
 
@@ -101,9 +117,10 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
     targets = [fit.target for fit in fits if fit.lacks == lacks]
     if lacks == "size":
         offered = "; ".join(sorted({str(target.sizes) for target in targets}))
+        hint = "; size_policy 'nearest' takes what is closest" if request.size_policy in (None, "exact") else ""
         return RequestError(
             400,
-            f"The size {request.size} is not supported by {model.slug}. Supported: {offered}.",
+            f"The size {request.size} is not supported by {model.slug}. Supported: {offered}{hint}.",
             code="invalid_value",
             param="size",
         )

@@ -1,4 +1,7 @@
-"""What is ruled out: by names, tags, money, latency, success and model. Evaluated on this very request."""
+"""What is ruled out (names, tags, money, latency, success, model), and what would give the caller less than it asked.
+
+Evaluated on this very request.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,20 @@ def constrain(request: RouteRequest, rows: Sequence[Row], tried: Sequence[str]) 
             named = row.target in preferences.order or row.provider in preferences.order
             if row.why is None and (not named if preferences.order else bool(tried) or candidate.rank > 0):
                 row.why = "no_fallbacks"
+
+
+def prefer_whole(request: RouteRequest, rows: Sequence[Row]) -> None:
+    """Leave out the targets that would deliver less than was asked, while one that delivers all can take the request.
+
+    What the caller names in its order stays: it knows what it wants more. As a reason of exclusion and no factor of
+    the score, this holds whatever the prices are, gives way when the others are down, and stands in the record.
+    """
+    if not any(row.why is None and row.target not in request.lesser for row in rows):
+        return
+    order = request.preferences.order
+    for row in rows:
+        if row.why in (None, PROBE) and row.target in request.lesser and not {row.target, row.provider} & set(order):
+            row.why = "lesser"
 
 
 def _first_model(request: RouteRequest, rows: Sequence[Row]) -> None:

@@ -45,6 +45,7 @@ class RouteRequest:
     preferences: Preferences = NO_PREFERENCES
     deadline_s: float | None = None  # seconds the client is still going to wait
     session: str | None = None  # a session stays with its target while that costs next to nothing
+    lesser: frozenset[str] = frozenset()  # targets that would deliver less than was asked: only if no other can take it
 
 
 class Infeasible(Exception):

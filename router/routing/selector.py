@@ -17,7 +17,7 @@ from typing import Any
 from router.errors import Billed, ErrorKind
 from router.routing.breaker import CLOSED, PROBE, STUCK
 from router.routing.budget import Budget
-from router.routing.constraints import constrain
+from router.routing.constraints import constrain, prefer_whole
 from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
 from router.routing.fleet import COMPLETE, PHASES, Fleet
@@ -79,6 +79,8 @@ class Selector:
         rows = self._rows(request, now, tried, elapsed_s)
         if preferences.constrains or [c for c in request.candidates if c.limits or c.rank]:
             constrain(request, rows, tried)
+        if request.lesser:
+            prefer_whole(request, rows)
         ask = Ask(
             request.model,
             request.operation,

@@ -281,3 +281,14 @@ def test_a_url_that_is_none_of_redis_is_named_and_not_shown(tmp_path):
         read(tmp_path, SMALL, {"PIXELROUTE_REDIS": "http://user:s3cret@cache"})
     assert "PIXELROUTE_REDIS must hold a redis, rediss or unix URL" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_what_a_model_does_with_sizes_and_inputs_that_it_cannot_have_as_they_are(tmp_path):
+    one = SMALL.replace("    aliases", "    size_policy: nearest\n    undecodable_inputs: forward\n    aliases")
+    model = read(tmp_path, one).models["tiny"]
+    assert (model.size_policy, model.undecodable_inputs) == ("nearest", "forward")
+    model = read(tmp_path, SMALL + "undecodable_inputs: forward\n").models["tiny"]
+    assert (model.size_policy, model.undecodable_inputs) == ("exact", "forward")
+    both = SMALL.replace("    aliases", "    undecodable_inputs: reject\n    aliases") + "undecodable_inputs: forward\n"
+    assert read(tmp_path, both).models["tiny"].undecodable_inputs == "reject"
+    assert [key for key, _ in problems(tmp_path, one.replace("nearest", "any"))] == ["models.tiny.size_policy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import io
 import itertools
 import random
@@ -31,6 +32,7 @@ from router.transport import Ran
 from router.types import (
     Accepted,
     Caller,
+    Completed,
     GeneratedImage,
     ImageRequest,
     ImageResult,
@@ -102,10 +104,12 @@ class Wire:
     def __init__(self) -> None:
         self.answers: dict[str, list[Any]] = {}
         self.sent: list[str] = []
+        self.requests: list[ImageRequest] = []
         self.before: Callable[[str], None] = lambda provider: None
         self.downloads: dict[str, bytes | ProviderError] = {}
 
     async def run(self, flow, provider, auth, *, timeout_s, on_job=None, on_partial=None, resumed=False) -> Ran:
+        self.requests.append(inspect.getgeneratorlocals(flow).get("request"))
         flow.close()
         self.sent.append(provider.name)
         self.auth = auth
@@ -245,9 +249,106 @@ async def test_pixels_that_came_out_are_charged(house, size, made_size, cost):
     house.wire.answers["fal"] = [made(made_size)]
     completed = await house.run(ask("fal/flux", size=ImageSize.parse(size)))
     assert completed.cost_nanos == cost
-    assert completed.size == ImageSize(*made_size)
+    assert str(completed.size) == "{}x{}".format(*opened(completed).size) == size
     changed = [warning.code for warning in completed.warnings]
-    assert changed == ([] if str(completed.size) == size else ["size_changed"])
+    assert changed == ([] if ImageSize(*made_size) == completed.size else ["size_changed"])
+
+
+def opened(completed: Completed) -> Image.Image:
+    return Image.open(io.BytesIO(completed.images[0].data))
+
+
+async def test_a_default_size_is_nobodys_wish(house):
+    house.wire.answers["fal"] = [made((1040, 1024))]
+    completed = await house.run(ask("fal/flux"))
+    assert str(completed.size) == "{}x{}".format(*opened(completed).size) == "1040x1024"
+
+
+# --- sizes that a target does not make ------------------------------------------------------------------------------
+
+SIZED = CONFIG.replace("sizes: {max_side: 2048}", "sizes: {fixed: [1024x1024, 1536x1024, 2048x1024]}")
+
+
+@pytest.fixture
+async def sized(tmp_path):
+    async with House(tmp_path, SIZED) as built:
+        yield built
+
+
+async def test_exact_is_the_rule(sized):
+    with pytest.raises(RequestError, match="2048x1024") as caught:
+        await sized.run(ask(size=ImageSize(1200, 1199)))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "invalid_value", "size")
+    assert not sized.wire.sent
+
+
+@pytest.mark.parametrize(
+    ("policy", "ordered", "answered", "code", "nanos"),
+    [
+        ("nearest", (1536, 1024), (1536, 1024), "size_nearest", 16_000_000),  # 1.5 megapixels, rounded up
+        ("fit", (1536, 1024), (1500, 900), "size_fitted", 16_000_000),
+    ],
+)
+async def test_a_size_policy_decides_what_is_asked_for_and_what_is_answered(
+    sized, policy, ordered, answered, code, nanos
+):
+    request = ask("fal/flux", size=ImageSize(1500, 900), size_policy=policy)
+    quoted = sized.gateway.quote(request, Caller())
+    assert quoted["total_cost_micros"] * 1000 == nanos
+    sized.wire.answers["fal"] = [made(ordered)]
+    completed = await sized.run(request)
+    assert sized.wire.requests[-1].size == ImageSize(*ordered)
+    assert completed.size == ImageSize(*answered)
+    assert opened(completed).size == answered
+    assert [warning.code for warning in completed.warnings] == [code]
+    assert completed.cost_nanos == nanos  # the size that was really made
+
+
+async def test_fit_never_enlarges(sized):
+    with pytest.raises(RequestError) as caught:
+        await sized.run(ask(size=ImageSize(2050, 1000), size_policy="fit"))
+    assert caught.value.param == "size"
+
+
+async def test_who_makes_the_size_comes_first_and_the_others_stand_behind(sized):
+    request = ask(size=ImageSize(1000, 1000), size_policy="nearest")  # fal would be cheaper, but has 1024x1024 only
+    completed = await sized.run(request, routing=True)
+    assert completed.provider == "gpu-fast"
+    assert next(row for row in completed.routing["candidates"] if row["target"] == "fal/flux")["why"] == "lesser"
+    sized.wire.answers["gpu-fast"] = [ProviderError(ErrorKind.NOT_SENT, "down")]
+    sized.wire.answers["gpu-spot"] = [ProviderError(ErrorKind.NOT_SENT, "down")]
+    completed = await sized.run(request)
+    assert completed.provider == "fal"
+    assert [warning.code for warning in completed.warnings] == ["size_nearest"]
+
+
+async def test_a_models_own_policy_holds_unless_the_request_has_one(tmp_path):
+    text = SIZED.replace("  flux:\n", "  flux:\n    size_policy: nearest\n")
+    async with House(tmp_path, text) as house:
+        completed = await house.run(ask("fal/flux", size=ImageSize(1000, 1000)))
+        assert completed.size == ImageSize(1024, 1024)
+        with pytest.raises(RequestError):
+            await house.run(ask("fal/flux", size=ImageSize(1000, 1000), size_policy="exact"))
+
+
+# --- partial pictures -----------------------------------------------------------------------------------------------
+
+BOTH = CONFIG.replace("streams: true}", "streams: true}\n      gpu-fast: {generate: flux.2-dev-turbo, max_images: 4}")
+
+
+async def test_partial_pictures_are_asked_of_who_makes_them_whatever_the_others_cost(tmp_path):
+    async with House(tmp_path, BOTH) as house:
+        assert (await house.run(ask("gpt"))).provider == "gpu-fast"  # cheaper and nothing is missing
+        streamed = ask("gpt", stream=True, partial_images=2)
+        completed = await house.run(streamed, routing=True)
+        assert completed.provider == "openai"
+        [other] = [row for row in completed.routing["candidates"] if row["target"] != "openai/gpt"]
+        assert other["why"] == "lesser"
+        assert (await house.run(ask("gpt", stream=True))).provider == "gpu-fast"  # no partials asked for
+        first = Preferences(order=("gpu-fast",))
+        assert (await house.run(replace(streamed, preferences=first))).provider == "gpu-fast"
+        house.wire.answers["openai"] = [ProviderError(ErrorKind.NOT_SENT, "down")]
+        assert (await house.run(streamed)).provider == "gpu-fast"  # better a picture without partials than none
 
 
 async def test_an_edit_charges_the_pixels_that_went_in(house):
@@ -256,6 +357,19 @@ async def test_an_edit_charges_the_pixels_that_went_in(house):
     completed = await house.run(request)
     assert completed.cost_nanos == 16_000_000
     assert [item["type"] for item in completed.items] in (["input", "output"], ["output", "input"])
+
+
+async def test_a_source_of_unknown_size_is_charged_by_the_books_rule_and_never_nothing(house):
+    sources = (InputImage(png(512, 512), "png", ImageSize(512, 512)), InputImage(b"raw file contents", None, None))
+    request = ImageRequest(Operation.EDIT, "fal/flux", "stars", images=sources, response_format="b64_json")
+    quoted = house.gateway.quote(request, Caller())
+    completed = await house.run(request)
+    # fal scales sources to at most 4 megapixels, so the book assumes that much of one that nobody could measure.
+    [item] = [item for item in completed.items if item["type"] == "input"]
+    assert Decimal(item["quantity"]) > 1
+    assert completed.cost_nanos == quoted["total_cost_micros"] * 1000 > 16_000_000
+    [row] = house.rows()
+    assert row.settlement.usage["inputs"] == ["512x512", None]
 
 
 async def test_what_the_provider_reports_wins_and_the_computed_figure_is_kept(house):

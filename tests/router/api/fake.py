@@ -71,6 +71,7 @@ class FakeGateway:
     ids: list[str] = field(default_factory=list)
     resumed: list[tuple[str, ImageRequest, bool]] = field(default_factory=list)
     defaults: dict[Operation, str] = field(default_factory=dict)
+    forwards: bool = False
 
     async def run(
         self,
@@ -150,6 +151,9 @@ class FakeGateway:
     def _model(self, name: str) -> dict[str, Any]:
         prices = {Operation.GENERATE: Decimal("0.008")}  # values and keys that JSON does not have
         return {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "test", "prices": prices}
+
+    def forwards_undecodable(self, model: str) -> bool:
+        return self.forwards
 
     def default_model(self, operation: Operation) -> str | None:
         return self.defaults.get(operation)

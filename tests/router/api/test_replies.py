@@ -338,6 +338,37 @@ async def test_sizes_under_all_their_names(
     assert ("parameter_ignored" in codes) == ("resolution" in fields and "size" in fields)
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "policy"),
+    [
+        ({}, {}, None),
+        ({"size_policy": "fit"}, {}, "fit"),
+        ({}, {"X-Pixelroute-Size-Policy": "Nearest"}, "nearest"),
+        ({"size_policy": "exact"}, {"X-Pixelroute-Size-Policy": "fit"}, "exact"),
+        ({"aspect_ratio": "16:9"}, {}, "nearest"),  # a shape asks for no pixels
+        ({"aspect_ratio": "16:9", "size_policy": "exact"}, {}, "exact"),
+        ({"aspect_ratio": "16:9", "size": "512x512"}, {}, None),
+    ],
+)
+async def test_g17_the_size_policy(
+    client: httpx.AsyncClient,
+    gateway: FakeGateway,
+    body: dict[str, Any],
+    headers: dict[str, str],
+    policy: str | None,
+) -> None:
+    response = await client.post(GENERATE, json=OK | body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert gateway.requests[0].size_policy == policy
+
+
+async def test_a_size_policy_that_there_is_not(client: httpx.AsyncClient) -> None:
+    for change in ({"json": OK | {"size_policy": "any"}}, {"json": OK, "headers": {"X-Pixelroute-Size-Policy": "any"}}):
+        response = await client.post(GENERATE, **change)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "size_policy"
+
+
 async def test_num_images(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     await post(client, OK | {"num_images": 4})
     await post(client, OK | {"num_images": 4, "n": 4})
@@ -490,7 +521,8 @@ async def test_a_picture_full_of_boundary_beginnings(
 async def test_forwarding_what_is_no_picture(
     make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway
 ) -> None:
-    async with make_client(forward_undecodable=True) as client:
+    gateway.forwards = True
+    async with make_client() as client:
         response = await edit(client, ("image", b"raw file contents"), ("mask", b"raw file contents"), **OK)
     assert response.status_code == 200, response.text
     (image,) = gateway.requests[0].images
