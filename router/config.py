@@ -269,6 +269,7 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
         default_size=section.size("default_size"),
         formats=section.texts("formats") or ("png",),
         mask=section.flag("mask"),
+        markup=section.flag("markup"),
         transparent=section.flag("transparent"),
         streams=section.flag("streams"),
         qualities=section.mapping("qualities"),

@@ -108,6 +108,7 @@ class ImageRequest:
     response_format: str | None = None  # url, b64_json; None: the default of model and operation
     images: tuple[InputImage, ...] = ()
     mask: InputImage | None = None
+    markup: InputImage | None = None  # drawn over the first image to guide the edit
     stream: bool = False
     partial_images: int = 0
     user: str | None = None
@@ -231,6 +232,7 @@ class Target:
     default_size: ImageSize | None = None  # what the provider makes when no size is sent
     formats: tuple[str, ...] = ("png",)  # output formats the provider can make
     mask: bool = False
+    markup: bool = False
     transparent: bool = False
     streams: bool = False  # has real partial pictures
     qualities: Mapping[str, str] = field(

@@ -287,7 +287,7 @@ def read_size(known: Mapping[str, Any], warnings: list[Warn]) -> ImageSize | Non
 
 
 def read_size_policy(known: Mapping[str, Any], headers: Mapping[bytes, bytes], warned: Sequence[Warn]) -> str | None:
-    """``size_policy`` of the body, else of the header; a size that was derived from a shape asks for no exact pixels."""
+    """``size_policy`` of the body, else of the header; one derived from a shape asks for no exact pixels."""
     policy = known.get("size_policy")
     if policy is None and (raw := headers.get(b"x-pixelroute-size-policy")) is not None:
         policy = raw.decode("latin-1").strip().lower()

@@ -27,7 +27,7 @@ _NOTES = {
     "models": "Models to ask in turn when model cannot serve the request; metadata.warnings tells if one of them did.",
     "n": "How many pictures.",
     "size": "WIDTHxHEIGHT in pixels, or auto.",
-    "size_policy": "Where no target makes the size: refuse (exact), take the nearest, or cut it from a larger one (fit).",
+    "size_policy": "Where no target makes the size: refuse it (exact), take the nearest, or cut a larger one (fit).",
     "response_format": "What each item of data carries. Left out: b64_json for gpt-image models, else url.",
     "output_compression": "Quality of jpeg, webp and avif.",
     "stream": "Answer with server-sent events.",
@@ -190,7 +190,7 @@ def _schemas() -> Json:
             "images",
         )
         | _contradictions(),
-        "EditForm": _object(forms | {"image": files, "mask": file}, "prompt", "image"),
+        "EditForm": _object(forms | {"image": files, "mask": file, "markup": file}, "prompt", "image"),
         "VariationForm": _object(
             {name: forms[name] for name in ("model", "n", "size", "response_format", "user")} | {"image": file}, "image"
         ),

@@ -92,8 +92,8 @@ class Repeats:
 
 def _digest(request: ImageRequest) -> str:
     """What is asked for, whatever order or boundary a client's second try is sent with."""
-    pictures = [*request.images, *([request.mask] if request.mask is not None else [])]
-    plain = replace(request, images=(), mask=None, extra={}, warnings=(), deadline_s=None)
+    pictures = [*request.images, *(one for one in (request.mask, request.markup) if one is not None)]
+    plain = replace(request, images=(), mask=None, markup=None, extra={}, warnings=(), deadline_s=None)
     extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS, default=str)
     whole = hashlib.sha256(f"{len(request.images)} {plain!r}".encode("utf-8", "backslashreplace") + extra)
     for picture in pictures:

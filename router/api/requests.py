@@ -255,7 +255,7 @@ class Requests:
         """Note the outcome: without the pictures' bytes, with links to them if they are to be asked for later."""
         request = record.request
         if request.images or request.extra:
-            record.request = replace(request, images=(), mask=None, extra={})
+            record.request = replace(request, images=(), mask=None, markup=None, extra={})
         record.error = error
         try:
             if completed is not None:

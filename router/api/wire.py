@@ -36,6 +36,7 @@ class Draft:
     request: ImageRequest
     images: tuple[str | bytes, ...]
     mask: str | bytes | None
+    markup: bytes | None  # forms only
     param: str  # what the client calls its pictures: image in a form, images in JSON
 
 
@@ -73,7 +74,7 @@ def parse_edit_json(body: bytes, *, default_model: str | None = None, headers: H
     sources = tuple(_source(image, "images") for image in images)
     mask_source = None if mask is None else _source(mask, "mask")
     request = _request(Operation.EDIT, known, extra, default_model, headers or {})
-    return Draft(request, sources, mask_source, "images")
+    return Draft(request, sources, mask_source, None, "images")
 
 
 def parse_form(
@@ -85,19 +86,15 @@ def parse_form(
 ) -> Draft:
     """A multipart edits or variations body: images under any of their names, in order; text fields by their kind."""
     images: list[str | bytes] = []
-    mask: bytes | None = None
+    overlays: dict[str, bytes] = {}
     texts: dict[str, Any] = {}
     for part in parts:
         if _IMAGE_FIELD.fullmatch(part.name):
             images.append(part.data)
-        elif part.name in ("mask", "mask[]"):
-            if mask is not None:
-                raise RequestError(400, "Only one mask can be given.", code="array_above_max_length", param="mask")
-            mask = part.data
-        elif part.name == "markup":
-            raise RequestError(
-                400, "No provider of this installation takes 'markup'.", code="unsupported_parameter", param="markup"
-            )
+        elif (name := part.name.removesuffix("[]")) in ("mask", "markup"):
+            if name in overlays:
+                raise RequestError(400, f"Only one {name} can be given.", code="array_above_max_length", param=name)
+            overlays[name] = part.data
         else:
             _collect(texts, part)
     known, extra = fields.typed_text(texts)
@@ -108,13 +105,13 @@ def parse_form(
     if len(images) > (MAX_IMAGES if operation is Operation.EDIT else 1):
         raise _too_many("image")
     request = _request(operation, known, extra, default_model, headers or {})
-    return Draft(request, tuple(images), mask, "image")
+    return Draft(request, tuple(images), overlays.get("mask"), overlays.get("markup"), "image")
 
 
 def with_images(
     draft: Draft, images: Sequence[bytes], mask: bytes | None, *, forwards: Callable[[str], bool] = lambda model: False
 ) -> ImageRequest:
-    """The request with its pictures checked: known format, whole, of sane size; the mask fits the first one.
+    """The request with its pictures checked: known format, whole, of sane size; what lies over the first one fits it.
 
     ``forwards`` tells of a model whether bytes that are no picture we know are passed on, measured as unknown, because
     its providers take more formats than we read.
@@ -123,11 +120,11 @@ def with_images(
     model = draft.request.model
     inputs = tuple(_input(data, draft.param, model, forwards, warnings) for data in images)
     first = inputs[0]
-    painted = None
-    if mask is not None:
-        painted = _input(mask, "mask", model, forwards, warnings)
-        _check_mask(painted, first)
-    return replace(draft.request, images=inputs, mask=painted, warnings=tuple(warnings))
+    painted = None if mask is None else _overlay(mask, "mask", first, model, forwards, warnings)
+    markup = None if draft.markup is None else _overlay(draft.markup, "markup", first, model, forwards, warnings)
+    if painted is not None and markup is not None and painted.format is not None:
+        raise fields.wrong_value("markup", "'markup' cannot be combined with 'mask'.")
+    return replace(draft.request, images=inputs, mask=painted, markup=markup, warnings=tuple(warnings))
 
 
 def from_data_url(text: str, param: str) -> bytes | None:
@@ -279,13 +276,19 @@ def _input(data: bytes, param: str, model: str, forwards: Callable[[str], bool],
     return InputImage(data, found.format, found.size)
 
 
-def _check_mask(mask: InputImage, first: InputImage) -> None:
-    if mask.format is None:
-        return
-    if mask.format != "png" or not media.has_alpha(mask.data):
-        raise _bad_image("mask", "The mask must be a PNG with an alpha channel; fully transparent pixels are edited.")
-    if first.size is not None and mask.size != first.size:
-        raise _bad_image("mask", f"The mask is {mask.size}, but the first image is {first.size}.")
+def _overlay(
+    data: bytes, name: str, first: InputImage, model: str, forwards: Callable[[str], bool], warnings: list[Warn]
+) -> InputImage:
+    """A mask or a markup: it lies over the first image. What is passed on unread is the provider's to judge."""
+    overlay = _input(data, name, model, forwards, warnings)
+    if overlay.format is None:
+        return overlay
+    if overlay.format != "png" or not media.has_alpha(data):
+        rule = "fully transparent pixels are edited" if name == "mask" else "the image shows where it is transparent"
+        raise _bad_image(name, f"The {name} must be a PNG with an alpha channel; {rule}.")
+    if first.size is not None and overlay.size != first.size:
+        raise _bad_image(name, f"The {name} is {overlay.size}, but the first image is {first.size}.")
+    return overlay
 
 
 def _bad_image(param: str, message: str, code: str = "invalid_image_file") -> RequestError:

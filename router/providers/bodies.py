@@ -104,10 +104,13 @@ def refuse_mask(request: ImageRequest) -> None:
         raise ProviderError(ErrorKind.BAD_REQUEST, "This model takes no mask.", billed=Billed.NO, param="mask")
 
 
-def inputs(request: ImageRequest, limit: int) -> tuple[InputImage, ...]:
-    """The source pictures of an edit; too many are refused, because a provider may drop the rest in silence."""
+def inputs(request: ImageRequest, limit: int, *, markup: bool = False) -> tuple[InputImage, ...]:
+    """The source pictures of an edit; too many, and a markup without a place, are refused rather than dropped."""
     if request.operation is Operation.GENERATE:
         return ()
+    if request.markup is not None and not markup:
+        message = "This model takes no markup."
+        raise ProviderError(ErrorKind.BAD_REQUEST, message, billed=Billed.NO, param="markup")
     if len(request.images) > limit:
         message = f"This model takes at most {limit} source images."
         raise ProviderError(ErrorKind.BAD_REQUEST, message, billed=Billed.NO, param="image")

@@ -26,7 +26,7 @@ _GPT_IMAGE = re.compile(r"(?:chat)?gpt-image")
 _TAKES_FIDELITY = re.compile(r"gpt-image-1(?:\.5|-mini)")  # openai-python 3.52.0: to be left out for gpt-image-2
 
 _RESERVED = frozenset(
-    {"model", "prompt", "n", "size", "image", "image[]", "images", "mask", "stream", "partial_images"}
+    {"model", "prompt", "n", "size", "image", "image[]", "images", "mask", "markup", "stream", "partial_images"}
     | {"response_format", "output_format", "quality", "background", "moderation", "user", "frame_count"}
 )
 
@@ -117,10 +117,11 @@ class OpenAI(Hosted):
     def _edit(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> httpx.Request:
         url = bodies.endpoint(self.base["api"] + "/images/edits")
         fields = self._fields(request, target, warnings)
-        images = bodies.inputs(request, target.max_inputs)
+        as_json = target.options.get("edit_as") == "json"  # no host of that kind takes a markup
+        images = bodies.inputs(request, target.max_inputs, markup=target.markup and not as_json)
         if not target.mask:
             bodies.refuse_mask(request)
-        if target.options.get("edit_as") == "json":
+        if as_json:
             body = bodies.JsonBody()
             objects = [{"type": "image_url", "url": body.data_uri(image)} for image in images]
             fields |= {"image": objects[0]} if len(objects) == 1 else {"images": objects}
@@ -135,6 +136,8 @@ class OpenAI(Hosted):
             form.file(part, image)
         if request.mask is not None:
             form.file("mask", request.mask, "mask")
+        if request.markup is not None:
+            form.file("markup", request.markup, "markup")
         return bodies.post(url, form.dump(), form.headers)
 
 

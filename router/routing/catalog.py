@@ -102,13 +102,15 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
         return "inputs"
     if request.mask is not None and not target.mask:
         return "mask"
+    if request.markup is not None and not target.markup:
+        return "markup"
     if request.background == "transparent" and not target.transparent:
         return "background"
     return None
 
 
 # The narrowest reason comes last: a request that fails only for its size is told about its size.
-_ORDER = ("operation", "inputs", "mask", "background", "size")
+_ORDER = ("operation", "inputs", "mask", "markup", "background", "size")
 
 
 def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
@@ -132,8 +134,8 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
             code="array_above_max_length",
             param="image",
         )
-    if lacks == "mask":
-        return RequestError(400, f"{model.slug} takes no mask.", code="unsupported_parameter", param="mask")
+    if lacks in ("mask", "markup"):
+        return RequestError(400, f"{model.slug} takes no {lacks}.", code="unsupported_parameter", param=lacks)
     if lacks == "background":
         return RequestError(
             400,

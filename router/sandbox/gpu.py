@@ -35,7 +35,9 @@ class Weights:
     default_format: str = "png"
     max_images: int = 4
     max_inputs: int = 4
-    anything: bool = False  # takes every size, a mask, and inputs that are no pictures, which count one megapixel
+    anything: bool = (
+        False  # takes every size, mask and markup, and inputs that are no pictures, which count one megapixel
+    )
 
 
 MODELS: Mapping[str, Weights] = {
@@ -66,17 +68,17 @@ class GpuHost(OpenAIShape):
         return await self._serve(call, "generate", await call.json(), [])
 
     async def edit(self, call: Call) -> Response:
-        fields, sources, mask = await self.form(call)
+        fields, sources, over = await self.form(call)
         if not sources:
             raise self.reject("Missing required parameter: 'image'.", "image", "missing_required_parameter")
-        return await self._serve(call, "edit", fields, sources, mask is not None)
+        return await self._serve(call, "edit", fields, sources, tuple(over))
 
     async def models(self, call: Call) -> Response:
         data = [{"id": name, "object": "model", "created": 1_766_966_400, "owned_by": self.name} for name in MODELS]
         return JSONResponse({"object": "list", "data": data})
 
     async def _serve(
-        self, call: Call, operation: str, fields: Fields, sources: list[bytes], mask: bool = False
+        self, call: Call, operation: str, fields: Fields, sources: list[bytes], over: Sequence[str] = ()
     ) -> Response:
         prompt = self.prompt(fields)
         name = await call.admit(str(fields.get("model") or "flux.2-dev-turbo"), prompt)
@@ -85,8 +87,8 @@ class GpuHost(OpenAIShape):
             raise Problem(self.problem("not_found", f"The model '{name}' does not exist.", param="model"))
         if operation == "edit" and not weights.edits:
             raise self.reject(f"The model '{name}' does not edit images.", "model", "unsupported_operation")
-        if mask and not weights.anything:
-            raise self.reject("This model takes no mask.", "mask", "unsupported_parameter")
+        if over and not weights.anything:
+            raise self.reject(f"This model takes no {over[0]}.", over[0], "unsupported_parameter")
         if len(sources) > weights.max_inputs:
             raise self.reject(f"Too many images: at most {weights.max_inputs}.", "image")
         n = self.integer(fields, "n", 1, 1, weights.max_images)

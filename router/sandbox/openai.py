@@ -143,17 +143,21 @@ class OpenAI(OpenAIShape):
             if not isinstance(images, list):
                 raise self.reject("Missing required parameter: 'images'.", "images", "missing_required_parameter")
             sources = [await self._referenced(call, item) for item in images]
-            mask = await self._referenced(call, fields["mask"]) if fields.get("mask") else None
+            over = {"mask": await self._referenced(call, fields["mask"])} if fields.get("mask") else {}
         else:
-            fields, sources, mask = await self.form(call)
+            fields, sources, over = await self.form(call)
         if not sources:
             raise self.reject("Missing required parameter: 'image'.", "image", "missing_required_parameter")
         if len(sources) > 16:
             raise self.reject("Too many images: at most 16.", "image")
-        if mask is not None:
-            shapes = await self.measured([mask, sources[0]], "mask")
+        for name, picture in over.items():
+            shapes = await self.measured([picture, sources[0]], name)
             if shapes[0] != shapes[1]:
-                raise self.reject("Invalid mask image: its size differs from the image's.", "mask")
+                raise self.reject(f"Invalid {name} image: its size differs from the image's.", name)
+        if len(over) > 1:
+            raise self.reject("'markup' cannot be combined with 'mask'.", "markup")
+        if "markup" in over and not str(fields.get("model")).startswith("gpt-image-2.5"):
+            raise self.reject("This model takes no markup.", "markup", "unsupported_parameter")
         return await self._serve(call, "edit", fields, sources)
 
     async def _referenced(self, call: Call, item: Any) -> bytes:

@@ -62,24 +62,25 @@ class OpenAIShape(Emulator):
     def reject(self, message: str, param: str | None, code: str = "invalid_value") -> Problem:
         return Problem(self.problem("invalid", message, param=param, code=code))
 
-    async def form(self, call: Call) -> tuple[Fields, list[bytes], bytes | None]:
-        """A multipart edit: scalar fields as text, the pictures in order, the mask."""
+    async def form(self, call: Call) -> tuple[Fields, list[bytes], dict[str, bytes]]:
+        """A multipart edit: scalar fields as text, the pictures in order, what lies over the first (mask, markup)."""
         if not call.request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise self.reject("Expected multipart/form-data.", None, "unsupported_content_type")
         try:
             async with call.request.form(max_files=64, max_part_size=1 << 26) as form:
                 fields: Fields = {}
                 images: list[bytes] = []
-                mask: bytes | None = None
+                over: dict[str, bytes] = {}
                 for name, value in form.multi_items():
                     if not isinstance(value, UploadFile):
                         fields[name] = value
-                    elif name == "mask":
-                        mask = await value.read()
+                    elif name in ("mask", "markup"):
+                        over[name] = await value.read()
                     elif name in ("image", "image[]"):
                         images.append(await value.read())
-                call.record["body"] = {**fields, "images": [len(image) for image in images], "mask": mask and len(mask)}
-                return fields, images, mask
+                lengths = {name: len(data) for name, data in over.items()}
+                call.record["body"] = {**fields, "images": [len(image) for image in images], **lengths}
+                return fields, images, over
         except MultiPartException as problem:
             raise self.reject(f"Could not parse the form: {problem.message}", None) from None
 

@@ -473,6 +473,13 @@ async def test_m5_mask(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     assert gateway.requests[0].mask.size == ImageSize(8, 6)
 
 
+async def test_m10_markup(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    response = await edit(client, ("image", picture()), ("markup", mask()), **OK)
+    assert response.status_code == 200, response.text
+    assert gateway.requests[0].markup is not None
+    assert gateway.requests[0].markup.data == mask()
+
+
 async def test_m8_flattened_extras(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     fields = {"obj[a][b]": "1", "obj[c]": "2", "list[]": "x", "provider[sort]": "fastest", "provider[only][]": "fal"}
     await edit(

@@ -243,6 +243,14 @@ def test_fields_that_a_host_rejects_are_left_out():
     assert {warning.param for warning in played.result.warnings} == {"seed", "style"}
 
 
+def test_markup_goes_where_there_is_a_place_for_it_and_nowhere_else():
+    played = play(OPENAI.run(edit_request(markup=PNG), gpt(markup=True)), generated())
+    assert form_of(played.calls[0].request)[-1] == ("markup", "markup.png", "image/png", PNG_BYTES)
+    for without in (gpt(), gpt(markup=True, options={"edit_as": "json"})):
+        played = play(OPENAI.run(edit_request(markup=PNG), without))
+        assert (played.failure().kind, played.failure().param) == (ErrorKind.BAD_REQUEST, "markup")
+
+
 def test_mask_is_refused_where_it_would_be_ignored():
     played = play(OPENAI.run(edit_request(mask=PNG), host()))
     assert not played.calls

@@ -221,6 +221,15 @@ def test_bad_edits(client: openai.OpenAI, source: bytes) -> None:
             client.images.edit(model="gpt-image-2", prompt="a", **arguments)
 
 
+def test_markup_is_for_the_newest_models_and_excludes_a_mask(client: openai.OpenAI, source: bytes) -> None:
+    over = paint(Brief("markup", "a", 1, (512, 512), transparent=True))
+    request = {"image": source, "prompt": "a", "quality": "low", "markup": over}
+    assert client.images.edit(model="gpt-image-2.5-flare", **request).data
+    for model, more in (("gpt-image-2", {}), ("gpt-image-2.5-flare", {"mask": over})):
+        with pytest.raises(openai.BadRequestError, match="markup"):
+            client.images.edit(model=model, **request, **more)
+
+
 def test_gone_and_unknown(client: openai.OpenAI, sandbox: Sandbox, source: bytes) -> None:
     with pytest.raises(openai.NotFoundError) as problem:
         client.images.generate(model="dall-e-3", prompt="a")
