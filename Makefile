@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench lock clean
+.PHONY: help venv demo test check bench fuzz lock clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ check: .venv/.tests ## format, lint, types and import rules
 bench: .venv/.tests ## CPU per request and added latency, beside a bare pass-through
 	@$(BIN)/python -m tests.benchmarks
 
+fuzz: .venv/.tests ## 2,000 requests made up per operation of our OpenAPI document, against a running router
+	@SCHEMATHESIS_CASES=2000 $(BIN)/pytest -s tests/integration/test_openapi.py
+
 lock: .venv/.tests ## pin the newest versions that pyproject.toml allows
 	@.ci/lock
 
@@ -36,5 +39,5 @@ clean: ## remove what the other verbs have made
 .venv/.demo: requirements.txt pyproject.toml .ci/packages .ci/venv
 	@.ci/venv demo
 
-.venv/.tests: tests/requirements.txt tests/js/package-lock.json pyproject.toml .ci/packages .ci/venv
+.venv/.tests: tests/requirements.txt tests/clients/openai-1.txt tests/clients/openai-2.txt tests/js/package-lock.json pyproject.toml .ci/packages .ci/venv
 	@.ci/venv tests
