@@ -20,6 +20,7 @@ from tests.integration.process import KEY, RouterProcess
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 INSTALLED = ROOT / ".venv" / "clients"
+PLAIN = ("-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:schemathesis")  # as its own configuration is not
 SUITE = "tests/api_resources/test_images.py"
 JAVASCRIPT = ROOT / "tests" / "js"
 
@@ -67,7 +68,7 @@ def test_the_python_clients_own_tests(tmp_path: Path) -> None:
     router = RouterProcess(tmp_path, key="My API Key", speed=0, configs=overlay)
     try:
         printed = run(
-            [sys.executable, "-m", "pytest", *"-q -o addopts= -p no:cacheprovider -p no:schemathesis".split(), SUITE],
+            [sys.executable, "-m", "pytest", *PLAIN, SUITE],
             INSTALLED / "source",
             TEST_API_BASE_URL=f"{router.base}/v1",
         )
