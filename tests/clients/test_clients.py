@@ -64,8 +64,7 @@ def test_javascript_and_the_vercel_ai_sdk(router: RouterProcess) -> None:
 @pytest.mark.xdist_group("own-suite")
 def test_the_python_clients_own_tests(tmp_path: Path) -> None:
     """All hundred of them: every method with every parameter, checked strictly against the client's own types."""
-    overlay = [ROOT / "providers.yaml", HERE / "providers.yaml"]
-    router = RouterProcess(tmp_path, key="My API Key", speed=0, configs=overlay)
+    router = RouterProcess(tmp_path, key="My API Key", speed=0, more=HERE / "providers.yaml")
     try:
         printed = run(
             [sys.executable, "-m", "pytest", *PLAIN, SUITE],

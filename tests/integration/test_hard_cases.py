@@ -148,8 +148,7 @@ def client(tmp_path_factory):
     directory = tmp_path_factory.mktemp("router")
     impatient = directory / "impatient.yaml"
     impatient.write_text("limits: {request_timeout_s: 4}\n")
-    configs = [Path(__file__).parents[2] / "providers.yaml", impatient]
-    process = RouterProcess(directory, configs=configs)
+    process = RouterProcess(directory, more=impatient)
     yield OpenAI(base_url=f"{process.base}/v1", api_key=KEY, max_retries=0)
     assert process.stop() == 0
 
