@@ -24,8 +24,8 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from pricing import MEGAPIXEL, ImageSize, Metered, Price, PriceBooks, Problem, UnpricedError
-from router import __version__, booking
+from pricing import MEGAPIXEL, PriceBooks, Problem
+from router import __version__
 from router import sandbox as emulator
 from router.api.app import build_app, routes
 from router.api.http import Exchange
@@ -40,10 +40,10 @@ from router.events import RequestFinished
 from router.gateway import Clock, Gateway
 from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
-from router.ledger.reports import CostRow, SettledUsage
+from router.ledger.reports import CostRow
 from router.logs import configure_logs
 from router.mediastore import Blobs, Directory, MediaStore
-from router.offers import Offers, route
+from router.offers import Offers
 from router.pool import PoolTransport, is_public
 from router.providers import load_adapter
 from router.providers.base import Adapter
@@ -51,7 +51,7 @@ from router.routing import Result, Sample, Selector
 from router.routing.catalog import Catalog
 from router.telemetry import Sources, Telemetry
 from router.transport import Transport
-from router.types import Caller, Completed, ImageRequest, InputImage, Operation, Provider
+from router.types import Caller, Completed, ImageRequest, Operation, Provider
 from router.whatif import Comparison, History, compare
 
 if TYPE_CHECKING:
@@ -95,75 +95,8 @@ def offers_for(settings: Settings) -> Offers:
     providers, adapters, problems = adapters_for(settings)
     if problems:
         raise ConfigError(Problem("configuration", *text.split(": ", 1)) for text in problems)
-    catalog = Catalog(settings.models, settings.names, settings.defaults)
+    catalog = Catalog(settings.models, settings.names, settings.defaults, settings.successors)
     return Offers(catalog, settings.books, providers, adapters)
-
-
-def check_settings(settings: Settings) -> tuple[list[str], list[str]]:
-    """What only shows when configuration, adapters and price books meet: problems, and notes worth reading."""
-    _, _, problems = adapters_for(settings)
-    notes: list[str] = []
-    if settings.media.s3 is not None and not has_object_storage():
-        problems.append(f"media.s3: {NO_OBJECT_STORAGE}")
-    now = datetime.now(UTC)
-    for model in settings.models.values():
-        for target in model.targets:
-            for operation in target.endpoints:
-                book = settings.providers[target.provider].prices
-                try:
-                    settings.books.price(book, target.price_key(operation), now)
-                except UnpricedError as error:
-                    where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
-                    (notes if model.unpriced == "allow" else problems).append(where)
-        if not model.targets:
-            notes.append(f"models.{model.slug}: no target at a provider that is in use")
-    if strangers := sum(target.key not in settings.priors for target in settings.targets):
-        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior: their speed is yet to be learnt")
-    return problems, notes
-
-
-def quote_offline(
-    settings: Settings,
-    *,
-    model: str,
-    size: ImageSize | None,
-    n: int,
-    inputs: Sequence[ImageSize],
-    quality: str | None,
-    prompt: str,
-) -> dict[str, Any]:
-    """The dry-run body without a running router; latency and success are the configured expectations."""
-
-    offers = offers_for(settings)
-    request = ImageRequest(
-        operation=Operation.EDIT if inputs else Operation.GENERATE,
-        model=model,
-        prompt=prompt,
-        n=n,
-        size=size,
-        quality=quality,
-        images=tuple(InputImage(b"", "png", each) for each in inputs),
-    )
-    order = offers.order(request, datetime.now(UTC))
-    selector = Selector(settings.routing, settings.priors)
-    decision = selector.choose(route(order, settings.weights, settings.limits.request_timeout_s), 0.0)
-    chosen = order.offer(decision.target) if decision.target else order.offers[0]
-    return booking.dry_run(order, chosen, decision)
-
-
-def metered(usages: Iterable[SettledUsage], settings: Settings) -> Iterator[Metered]:
-    """Ledger rows as ``pricing.diff`` wants them; rows of providers no longer configured keep their book's name."""
-    for row in usages:
-        opening = row.opening
-        provider = settings.providers.get(opening.provider)
-        price = Price.from_snapshot(opening.price) if opening.price else None
-        yield Metered(
-            book=provider.prices if provider else opening.provider,
-            sku=price.sku if price else opening.provider_model,
-            at=opening.opened_at,
-            usage=row.usage,
-            price=price,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -616,18 +549,17 @@ async def _serve(
 ) -> None:
     redact = configure_logs(log_format)
     async with AsyncExitStack() as stack:
-        today = datetime.now(UTC).date()
         if sandbox:
             emulators = emulator.build(time_scale=sandbox_speed)
             sandbox_port, stop = await emulator.serve(emulators, "127.0.0.1", 0)
             stack.push_async_callback(stop)
             origin = f"http://127.0.0.1:{sandbox_port}"
             urls = {name: {key: origin + path for key, path in bases.items()} for name, bases in emulator.BASES.items()}
-            settings = load((*paths, SANDBOX_MODELS), sandbox_urls=urls, sandbox_keys=emulator.KEYS, today=today)
+            settings = load((*paths, SANDBOX_MODELS), sandbox_urls=urls, sandbox_keys=emulator.KEYS)
             settings = hurried(settings, sandbox_speed)
             log.info("sandbox", url=origin, control=f"{origin}/_control")
         else:
-            settings = load(paths, today=today)
+            settings = load(paths)
         redact.add(_secrets(settings))
         _refuse(settings, host)
         app, runtime = build(settings)

@@ -292,22 +292,28 @@ def digest(request: ImageRequest) -> str:
 
 def dry_run(order: Order, chosen: Offer, decision: Decision) -> dict[str, Any]:
     """The reference's estimate for the chosen target, and beside it a quote for every candidate."""
-    if chosen.quote is not None:
-        body = chosen.quote.as_dict(chosen.model.slug, chosen.target.provider)
-    else:
-        body = {"estimated": True, "model": chosen.model.slug, "provider": chosen.target.provider, "components": []}
-        body |= {"total_cost_micros": None, "currency": "USD"}
     scored = {candidate.target: candidate for candidate in decision.candidates}
+    body = _estimate(chosen)
     body["reason"] = decision.reason
     body["cheapest"], body["fastest"] = decision.cheapest, decision.fastest
+    body["warnings"] = [warning.as_dict() for warning in order.warnings]
     body["candidates"] = [_quoted(offer, scored[offer.target.key]) for offer in order.offers]
     return body
 
 
+def _estimate(offer: Offer) -> dict[str, Any]:
+    """The offer's quote; where no price is in force the same keys with no amounts: unknown, not zero."""
+    if offer.quote is not None:
+        return offer.quote.as_dict(offer.model.slug, offer.target.provider)
+    body: dict[str, Any] = {"estimated": True, "model": offer.model.slug, "provider": offer.target.provider}
+    body |= dict.fromkeys(("total_cost_micros", "total_cost", "low_cost", "high_cost", "price_id", "hint"))
+    return body | {"currency": "USD", "components": [], "exact": False, "unpriced": True}
+
+
 def _quoted(offer: Offer, scored: Scored) -> dict[str, Any]:
     body: dict[str, Any] = {"target": offer.target.key, "excluded_by": offer.lacks or scored.excluded_by}
-    if offer.quote is not None:
-        body |= offer.quote.as_dict(offer.model.slug, offer.target.provider)
+    if body["excluded_by"] is None or offer.quote is not None:
+        body |= _estimate(offer)
     return body | {
         "latency_p50_s": round(scored.p50_s, 3),
         "latency_p95_s": round(scored.p95_s, 3),

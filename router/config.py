@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +18,17 @@ from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_pr
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.routing import PRESETS, Prior, RoutingSettings
-from router.types import NO_PREFERENCES, SIZE_POLICIES, Model, Operation, Preferences, Provider, SizeRule, Target
+from router.types import (
+    NO_PREFERENCES,
+    SIZE_POLICIES,
+    Model,
+    Operation,
+    Preferences,
+    Provider,
+    SizeRule,
+    Successor,
+    Target,
+)
 
 MIB = 1024 * 1024
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -123,6 +132,7 @@ class Settings:
     disabled: Mapping[str, str]  # provider -> why it is not used
     models: Mapping[str, Model]
     names: Mapping[str, str]  # every name a client may use (slug, alias, provider/slug) -> slug
+    successors: Mapping[str, Successor]  # slug -> who serves its names, and from which day
     priors: Mapping[str, Prior]  # by target key
     weights: Mapping[str, tuple[float, int]]  # by target key: weight, priority
     defaults: Mapping[Operation, str]
@@ -395,7 +405,6 @@ def load(
     sandbox_urls: Mapping[str, Mapping[str, str]] | None = None,
     sandbox_keys: Mapping[str, str] | None = None,
     keyless: bool = False,
-    today: date,
 ) -> Settings:
     """Read, check and build. Later files add to earlier ones and replace whole providers and models by name.
 
@@ -463,7 +472,8 @@ def load(
         undecodable = root.choice("undecodable_inputs", _UNDECODABLE, undecodable)
         root.done()
 
-    names = _names(models, defaults, origin, problems, today)
+    names = _names(models, defaults, origin, problems)
+    successors = _successors(models, origin, problems)
     try:
         books = load_price_books(Path(prices_directory) if prices_directory else None)
         terms = load_terms(Path(terms_file)) if terms_file else Terms()
@@ -478,6 +488,7 @@ def load(
             slug: _settled(_tagged(model, providers), undecodable) for slug, model in models.items() if model.targets
         },
         names=names,
+        successors=successors,
         priors=priors,
         weights=weights,
         defaults=defaults,
@@ -627,23 +638,16 @@ def _names(
     defaults: Mapping[Operation, str],
     origin: Mapping[str, Section],
     problems: list[Problem],
-    today: date,
 ) -> dict[str, str]:
-    """Every name a client may send, to the slug that serves it today."""
+    """Every name a client may send, to the slug of the model it names."""
     names: dict[str, str] = {}
     for slug, model in models.items():
-        serves = slug
-        if model.successor is not None:
-            if model.successor not in models:
-                origin[slug].problem("successor", f"{model.successor!r} is not a model of this file")
-            elif model.retires is not None and model.retires <= today:
-                serves = model.successor
         for name in (slug, *model.aliases):
             if name in names or (name != slug and name in models):
                 origin[slug].problem("aliases", f"{name!r} already names another model")
-            names[name] = serves
+            names[name] = slug
         for target in model.targets:
-            names.setdefault(target.key, serves)
+            names.setdefault(target.key, slug)
     for slug, model in models.items():
         for name in model.fallbacks:
             if name not in names and name.partition("/")[2] not in names:
@@ -653,3 +657,28 @@ def _names(
             file = next(iter(origin.values())).file if origin else "configuration"
             problems.append(Problem(file, f"defaults.{operation}", f"{name!r} is not a model of this file"))
     return names
+
+
+def _successors(
+    models: Mapping[str, Model], origin: Mapping[str, Section], problems: list[Problem]
+) -> dict[str, Successor]:
+    """Who serves the names of each model that has a day of retirement and a successor."""
+    found: dict[str, Successor] = {}
+    for slug, model in models.items():
+        if model.successor is None:
+            continue
+        if model.successor not in models:
+            origin[slug].problem("successor", f"{model.successor!r} is not a model of this file")
+        elif model.retires is None:
+            origin[slug].problem("successor", "needs retires: the day from which it serves the name")
+        else:
+            found[slug] = Successor(model.successor, model.retires)
+    for slug in found:
+        later, seen = slug, {slug}
+        while later in found:
+            later = found[later].slug
+            if later in seen:
+                origin[slug].problem("successor", "leads back to itself")
+                break
+            seen.add(later)
+    return found

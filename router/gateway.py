@@ -151,7 +151,7 @@ class Gateway:
 
     def models(self, caller: Caller) -> list[dict[str, Any]]:
         """OpenAI model objects of everything this caller may use, aliases included."""
-        return self._offers.catalog.listed(caller.models)
+        return self._offers.catalog.listed(self._clock.now().date(), caller.models)
 
     def model(self, name: str, caller: Caller) -> dict[str, Any] | None:
         return next((model for model in self.models(caller) if model["id"] == name), None)
@@ -159,7 +159,7 @@ class Gateway:
     def forwards_undecodable(self, model: str) -> bool:
         """Whether source pictures in formats that we do not read go on to this model's providers."""
         try:
-            return self._offers.catalog.resolve(model)[0].undecodable_inputs == "forward"
+            return self._offers.catalog.resolve(model, self._clock.now().date())[0].undecodable_inputs == "forward"
         except RequestError:
             return False  # the request will be told that there is no such model
 

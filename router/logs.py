@@ -28,7 +28,9 @@ _SECRET_NAMES = frozenset(
         *("access_token", "refresh_token", "password", "secret", "client_secret", "cookie", "set-cookie"),
     }
 )
-_CONTENT_NAMES = frozenset({"prompt", "revised_prompt", "negative_prompt", "b64_json", "mask", "markup", "body", "image"})
+_CONTENT_NAMES = frozenset(
+    {"prompt", "revised_prompt", "negative_prompt", "b64_json", "image", "mask", "markup", "body"}
+)
 _NEVER = _SECRET_NAMES | _CONTENT_NAMES
 
 # What a credential looks like: a scheme and its value, a named value, well-known beginnings of keys, a signed link.

@@ -113,7 +113,7 @@ class Offers:
 
         ``allowed``: slugs that the caller may use; empty: all.
         """
-        model, pinned = self.catalog.resolve(request.model)
+        model, pinned, redirected = self.catalog.resolve(request.model, at.date())
         if allowed and model.slug not in allowed:
             raise _not_allowed(model, "model")
         completed, warnings = self.catalog.complete(request, model)
@@ -133,7 +133,7 @@ class Offers:
                 param="model",
                 type="server_error",
             )
-        return Order(completed, model, offers, warnings)
+        return Order(completed, model, offers, redirected + warnings)
 
     def _with_fallbacks(
         self,
@@ -147,7 +147,7 @@ class Offers:
         found = {offer.target.key: offer for offer in offers}
         for rank, name in enumerate(named, 1):
             try:
-                model, pinned = self.catalog.resolve(name)
+                model, pinned, _ = self.catalog.resolve(name, at.date())
             except RequestError as error:
                 if request.models is None:
                     continue  # the operator's list, and none of its providers is in use
@@ -283,10 +283,12 @@ def route(
     """
     request = order.request
     limits = (of_key,) if of_key.constrains else ()
+    # What has no price is not free: it is reckoned with as if it cost what the dearest of the others does.
+    dearest = max((offer.quote.high.total_nanos for offer in order.offers if offer.quote is not None), default=0)
     return RouteRequest(
         model=order.model.slug,
         operation=request.operation.value,
-        candidates=tuple(_candidate(offer, weights, limits) for offer in order.offers),
+        candidates=tuple(_candidate(offer, weights, limits, dearest) for offer in order.offers),
         images=request.n,
         megapixels=_megapixels(request),
         quality=request.quality,
@@ -311,22 +313,29 @@ def _megapixels(request: ImageRequest) -> float:
     return request.size.pixels / MEGAPIXEL if request.size is not None else 1.0
 
 
-def _candidate(offer: Offer, weights: Mapping[str, tuple[float, int]], limits: tuple[Preferences, ...]) -> Candidate:
+def _candidate(
+    offer: Offer, weights: Mapping[str, tuple[float, int]], limits: tuple[Preferences, ...], unknown_nanos: int
+) -> Candidate:
     weight, priority = weights.get(offer.target.key, (1.0, 0))
     quoted = offer.quote
+    if offer.model.preferences.constrains:
+        limits = (*limits, offer.model.preferences)
+    excluded = offer.lacks
+    if quoted is None and excluded is None and any(each.max_cost for each in (offer.request.preferences, *limits)):
+        excluded = "unpriced"  # what nobody can price cannot be held to a limit on cost
     fact = offer.provider.billing.get(ErrorKind.SERVER_ERROR.value, Billed.MAYBE)
     return Candidate(
         target=offer.target.key,
         provider=offer.target.provider,
-        price_nanos=quoted.expected.total_nanos if quoted else 0,
-        price_high_nanos=quoted.high.total_nanos if quoted else 0,
-        excluded=offer.lacks,
+        price_nanos=quoted.expected.total_nanos if quoted else unknown_nanos,
+        price_high_nanos=quoted.high.total_nanos if quoted else unknown_nanos,
+        excluded=excluded,
         weight=weight,
         priority=priority,
         rank=offer.rank,
         megapixels=_megapixels(offer.request) if offer.rank else None,
         tags=offer.target.tags,
-        limits=(*limits, offer.model.preferences) if offer.model.preferences.constrains else limits,
+        limits=limits,
         failure_bills=_CHANCE[Billed(fact)],
     )
 

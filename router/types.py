@@ -267,6 +267,14 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
+class Successor:
+    """The model that serves another one's names from the day ``since`` (UTC)."""
+
+    slug: str
+    since: date
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A public model of the catalogue and the targets that serve it, in the operator's order."""
 

@@ -284,7 +284,11 @@ def _images_body() -> Json:
             "executed_model": _text(),
             "provider": _text(),
             "provider_name": _text(),
-            "cost": {"type": "string", "pattern": "^-?[0-9]+(\\.[0-9]+)?$", "description": "Exact decimal amount."},
+            "cost": {
+                "type": "string",
+                "pattern": "^-?[0-9]+(\\.[0-9]+)?$",
+                "description": "Exact decimal amount; absent if no price is in force (basis unpriced).",
+            },
             "cost_currency": _text(),
             "basis": _text(),
             "line_items": {"type": "array", "items": {"type": "object"}},
@@ -296,7 +300,6 @@ def _images_body() -> Json:
         "model",
         "executed_model",
         "provider",
-        "cost",
         "cost_currency",
     )
     return _object(

@@ -89,7 +89,7 @@ def metadata_of(completed: Completed, request: ImageRequest) -> dict[str, Any]:
         "executed_model": completed.executed_model,
         "provider": completed.provider,
         "provider_name": completed.provider_name,
-        "cost": money_text(completed.cost_nanos),
+        **_cost(completed),
         "cost_currency": completed.currency,
         "basis": completed.basis,
         "line_items": list(completed.items),
@@ -102,6 +102,11 @@ def metadata_of(completed: Completed, request: ImageRequest) -> dict[str, Any]:
     if completed.routing is not None:
         metadata["routing"] = completed.routing
     return metadata
+
+
+def _cost(completed: Completed) -> dict[str, str]:
+    """The money; left out where no price was in force, because what is unknown is not zero."""
+    return {} if completed.basis == "unpriced" else {"cost": money_text(completed.cost_nanos)}
 
 
 def _attempt(attempt: AttemptSummary) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def completed_headers(completed: Completed, overhead_s: float) -> RawHeaders:
         (b"x-pixelroute-provider", _printable(completed.provider)),
         (b"x-pixelroute-model", _printable(completed.executed_model)),
         (b"x-pixelroute-request-id", _printable(completed.request_id)),
-        (b"x-pixelroute-cost", money_text(completed.cost_nanos).encode()),
+        *((b"x-pixelroute-cost", cost.encode()) for cost in _cost(completed).values()),
         (b"x-pixelroute-attempts", b"%d" % len(completed.attempts)),
         (b"x-pixelroute-overhead-ms", b"%.2f" % (max(0.0, overhead_s) * 1000)),
     ]

@@ -35,7 +35,7 @@ def settings_from(configs: Sequence[Path], *, keyless: bool = False) -> Settings
     """Load the configuration or leave with every problem printed."""
     paths = tuple(configs) or (default_config(),)
     try:
-        return load(paths, keyless=keyless, today=datetime.now(UTC).date())
+        return load(paths, keyless=keyless)
     except ConfigError as error:
         print_problems(error)
         sys.exit(2)

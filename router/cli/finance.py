@@ -205,7 +205,7 @@ def prices_diff(
     sandbox: bool,
 ) -> None:
     """What the price books in DIRECTORY would have changed in the ledger's spending, by price book entry."""
-    from router.app import metered
+    from router.cli.offline import metered
 
     settings = settings_from(configs, keyless=True)
     start, end = period(since, until)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from router.routing import unpack
 @config_option
 def check(configs: tuple[Path, ...]) -> None:
     """Check the configuration and the price books; print every problem with file and key."""
-    from router.app import check_settings
+    from router.cli.offline import check_settings
 
     settings = settings_from(configs, keyless=True)
-    problems, notes = check_settings(settings)
+    problems, notes = check_settings(settings, datetime.now(UTC))
     for note in notes:
         out.print(f"[yellow]note[/yellow]     {note}", soft_wrap=True)
     for problem in problems:
@@ -78,12 +79,21 @@ def quote(
     as_json: bool,
 ) -> None:
     """What a request would cost at every provider that could serve MODEL, before sending anything."""
-    from router.app import quote_offline
+    from router.cli.offline import quote_offline
     from router.errors import RequestError
 
     settings = settings_from(configs, keyless=True)
     try:
-        body = quote_offline(settings, model=model, size=size, n=n, inputs=inputs, quality=quality, prompt=prompt)
+        body = quote_offline(
+            settings,
+            model=model,
+            size=size,
+            n=n,
+            inputs=inputs,
+            quality=quality,
+            prompt=prompt,
+            at=datetime.now(UTC),
+        )
     except RequestError as error:
         err.print(f"[red]cannot be quoted[/red]  {error.message}", soft_wrap=True)
         sys.exit(1)
@@ -93,7 +103,12 @@ def quote(
     table = Table("target", "cost", "at least", "at most", "price in force", "note", box=None, header_style="bold")
     for candidate in body["candidates"]:
         if candidate.get("total_cost") is None:
-            table.add_row(candidate["target"], "-", "-", "-", "-", f"cannot serve it: {candidate['excluded_by']}")
+            why = (
+                "no price: unknown, not free"
+                if "unpriced" in candidate
+                else f"cannot serve: {candidate['excluded_by']}"
+            )
+            table.add_row(candidate["target"], "-", "-", "-", "-", why)
             continue
         table.add_row(
             candidate["target"],
@@ -104,6 +119,8 @@ def quote(
             candidate["hint"] or "",
         )
     out.print(table)
+    for warning in body["warnings"]:
+        err.print(f"[yellow]note[/yellow]     {warning['message']}", soft_wrap=True)
 
 
 @click.command()

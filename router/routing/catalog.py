@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import ImageRequest, Model, Operation, SizeRule, Target, Warn
+from router.types import ImageRequest, Model, Operation, SizeRule, Successor, Target, Warn
 
 VARIATION_PROMPT = "Create a variation of this image. Keep its subject, style and composition."
 
@@ -28,36 +28,56 @@ class Catalog:
     """The models of an installation, under every name a client may use for them."""
 
     def __init__(
-        self, models: Mapping[str, Model], names: Mapping[str, str], defaults: Mapping[Operation, str]
+        self,
+        models: Mapping[str, Model],
+        names: Mapping[str, str],
+        defaults: Mapping[Operation, str],
+        successors: Mapping[str, Successor],
     ) -> None:
         self.models = models
         self.names = names
         self.defaults = defaults
+        self.successors = successors
 
-    def resolve(self, name: str) -> tuple[Model, str | None]:
-        """The model behind a name, and the provider it pins (``fal/flux.2-dev-turbo``), or RequestError 404."""
-        slug = self.names.get(name)
-        if slug is not None and (model := self.models.get(slug)) is not None:
-            provider, slash, _ = name.partition("/")
-            return model, provider if slash and name not in model.aliases else None
+    def resolve(self, name: str, today: date) -> tuple[Model, str | None, tuple[Warn, ...]]:
+        """The model behind a name, the provider it pins (``fal/flux.2-dev-turbo``), and what the client is told.
+
+        From the day a model retires its names mean its successor. Raises RequestError 404.
+        """
         provider, slash, rest = name.partition("/")
-        model = self.models.get(self.names.get(rest, "")) if slash else None
-        if model is not None and any(target.provider == provider for target in model.targets):
-            return model, provider
-        raise RequestError(404, self._unknown(name), code="model_not_found", param="model")
+        slug = self.names.get(name)
+        pinned = provider if slash and slug in (None, rest) else None
+        named = self.names.get(rest, "") if slug is None and slash else slug or ""
+        model = self.models.get(self._serving(named, today))
+        if model is None or (pinned is not None and all(target.provider != pinned for target in model.targets)):
+            raise RequestError(404, self._unknown(name), code="model_not_found", param="model")
+        if model.slug == named:
+            return model, pinned, ()
+        told = f"{named} was retired on {self.successors[named].since}; {model.slug} serves its name."
+        return model, pinned, (Warn("model_redirected", told, "model"),)
+
+    def _serving(self, slug: str, today: date) -> str:
+        """The model that serves this one's names on that day."""
+        while (successor := self.successors.get(slug)) is not None and successor.since <= today:
+            slug = successor.slug
+        return slug
 
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, self.names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"The model {name[:80]!r} does not exist or you do not have access to it.{hint}"
 
-    def listed(self, allowed: Collection[str] = ()) -> list[dict[str, Any]]:
+    def listed(self, today: date, allowed: Collection[str] = ()) -> list[dict[str, Any]]:
         """OpenAI model objects of every slug and alias, with what the catalogue knows beside OpenAI's four keys."""
-        return [
-            _described(name, self.models[slug])
-            for name, slug in self.names.items()
-            if slug in self.models and (not allowed or slug in allowed)
-        ]
+        listed = []
+        for name, slug in self.names.items():
+            model = self.models.get(self._serving(slug, today))
+            if model is not None and (not allowed or model.slug in allowed):
+                listed.append(_described(name, model))
+                if model.slug != slug:
+                    since = self.successors[slug].since.isoformat()
+                    listed[-1] |= {"status": "retired", "shutdown_date": since, "successor": model.slug}
+        return listed
 
     def complete(self, request: ImageRequest, model: Model) -> tuple[ImageRequest, tuple[Warn, ...]]:
         """The request with what the catalogue fills in where the client left it open, and what the client is told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,26 +11,23 @@ import pytest
 
 from pricing import ImageSize
 from router import sandbox
-from router.app import offers_for, quote_offline
-from router.config import Settings, load
-from router.offers import Offers
+from router.app import offers_for
+from router.cli.offline import quote_offline
+from router.config import load
+from router.errors import RequestError
 from router.providers import ADAPTERS
 from router.routing.catalog import Catalog
-from router.types import ImageRequest, InputImage, Operation, Target
+from router.types import ImageRequest, InputImage, Operation, Successor, Target
 
 SHIPPED = Path(__file__).parents[2] / "providers.yaml"
 SANDBOX_MODELS = Path(sandbox.__file__).with_name("models.yaml")
-TODAY = date(2026, 11, 21)
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 BASES = sandbox.BASES.items()
 
 
-def shipped(today: date = TODAY) -> Settings:
-    return load([SHIPPED], {}, today=today, keyless=True)
-
-
-SETTINGS = shipped()
+SETTINGS = load([SHIPPED], {}, keyless=True)
 OFFERS = offers_for(SETTINGS)
+CATALOG = OFFERS.catalog
 MODELS = list(SETTINGS.models.values())
 TARGETS = [target for model in MODELS for target in model.targets]
 
@@ -56,13 +53,13 @@ def test_every_adapter_and_every_emulator_is_offered():
 
 
 def test_no_key_is_in_the_file_and_every_provider_waits_for_its_own():
-    without = load([SHIPPED], {}, today=TODAY)
+    without = load([SHIPPED], {})
     assert without.providers == {}
     assert all(why.endswith("is not set") for why in without.disabled.values())
     names = [why.split()[0] for why in without.disabled.values()]
     assert len(set(names)) == len(names)
     keys = {"BFL_API_KEY": "k", "XAI_API_KEY": "k", "GEMINI_API_KEY": "k", "REPLICATE_API_TOKEN": "k"}
-    assert set(load([SHIPPED], keys, today=TODAY).providers) == {"bfl", "xai", "google", "replicate"}
+    assert set(load([SHIPPED], keys).providers) == {"bfl", "xai", "google", "replicate"}
 
 
 def test_only_the_two_pools_have_no_address_of_their_own():
@@ -73,7 +70,7 @@ def test_only_the_two_pools_have_no_address_of_their_own():
 
 def test_the_sandbox_serves_every_target_and_its_own_models():
     urls = {name: {url: f"http://127.0.0.1:9{path}" for url, path in paths.items()} for name, paths in BASES}
-    settings = load([SHIPPED, SANDBOX_MODELS], {}, sandbox_urls=urls, sandbox_keys=sandbox.KEYS, today=TODAY)
+    settings = load([SHIPPED, SANDBOX_MODELS], {}, sandbox_urls=urls, sandbox_keys=sandbox.KEYS)
     assert settings.disabled == {}
     hard = {slug for slug in settings.models if slug.startswith("sandbox-")}
     assert set(settings.models) == set(SETTINGS.models) | hard
@@ -164,17 +161,18 @@ def test_a_model_is_described_and_every_name_of_it_resolves(model):
     assert model.creator != "unknown"
     assert model.family
     assert model.name != model.slug
-    catalog = Catalog(SETTINGS.models, SETTINGS.names, SETTINGS.defaults)
     for name in (model.slug, *model.aliases):
-        assert catalog.resolve(name) == (model, None)
+        assert CATALOG.resolve(name, NOW.date()) == (model, None, ())
         for target in model.targets:
-            assert catalog.resolve(f"{target.provider}/{name}") == (model, target.provider)
+            assert CATALOG.resolve(f"{target.provider}/{name}", NOW.date()) == (model, target.provider, ())
 
 
 @of_models
 def test_a_model_can_be_quoted_as_the_command_line_does(model):
     inputs = () if Operation.GENERATE in model.operations else (ImageSize(512, 512),)
-    body = quote_offline(SETTINGS, model=model.slug, size=None, n=1, inputs=inputs, quality=None, prompt="a lake")
+    body = quote_offline(
+        SETTINGS, model=model.slug, size=None, n=1, inputs=inputs, quality=None, prompt="a lake", at=NOW
+    )
     assert Decimal(body["total_cost"]) > 0
     assert {candidate["target"] for candidate in body["candidates"]} == {target.key for target in model.targets}
 
@@ -191,8 +189,7 @@ def test_the_defaults_are_models_that_do_it():
 
 @of_models
 def test_the_list_of_models_tells_what_is_known(model):
-    catalog = Catalog(SETTINGS.models, SETTINGS.names, SETTINGS.defaults)
-    listed = {body["id"]: body for body in catalog.listed()}
+    listed = {body["id"]: body for body in CATALOG.listed(NOW.date())}
     body = listed[model.slug]
     assert body["provider_models"] == {target.provider: dict(target.endpoints) for target in model.targets}
     assert body["max_resolution"] == str(max((t.sizes.largest for t in model.targets), key=lambda size: size.pixels))
@@ -232,8 +229,29 @@ def test_a_successor_does_what_its_predecessor_did():
     ],
 )
 def test_a_name_is_redirected_from_its_day_on(name, last_day, successor):
-    assert shipped(last_day).names[name] != successor
-    after = shipped(date.fromordinal(last_day.toordinal() + 1))
-    assert after.names[name] == successor
-    offers: Offers = offers_for(after)
-    assert offers.order(ImageRequest(Operation.GENERATE, name, "a lake"), NOW).model.slug == successor
+    """A running router turns the page by itself: what counts is the moment of the request."""
+    request = ImageRequest(Operation.GENERATE, name, "a lake")
+    midnight = datetime.combine(last_day, time(), UTC) + timedelta(days=1)
+    listed = {body["id"]: body for body in CATALOG.listed(last_day)}
+    if name in listed:  # before its day it is served by whoever still has it, and says when that ends
+        before = OFFERS.order(request, midnight - timedelta(seconds=1))
+        assert before.model.slug != successor
+        assert "model_redirected" not in {warning.code for warning in before.warnings}
+        assert listed[name]["shutdown_date"] == midnight.date().isoformat()
+    after = OFFERS.order(request, midnight)
+    assert after.model.slug == successor
+    (told,) = [warning for warning in after.warnings if warning.code == "model_redirected"]
+    assert midnight.date().isoformat() in told.message
+    assert successor in told.message
+    body = {body["id"]: body for body in CATALOG.listed(midnight.date())}[name]
+    assert (body["status"], body["successor"]) == ("retired", successor)
+    assert body["shutdown_date"] == midnight.date().isoformat()
+
+
+def test_a_pinned_provider_that_lacks_the_successor_is_not_found():
+    models = {name: SETTINGS.models[name] for name in ("flux.1-schnell", "gpt-image-2")}
+    successors = {"flux.1-schnell": Successor("gpt-image-2", date(2026, 11, 1))}
+    catalog = Catalog(models, {name: name for name in models}, {}, successors)
+    assert catalog.resolve("fal/flux.1-schnell", NOW.date())[0].slug == "gpt-image-2"
+    with pytest.raises(RequestError, match=r"together/flux\.1-schnell"):
+        catalog.resolve("together/flux.1-schnell", NOW.date())

@@ -9,9 +9,8 @@ import pytest
 
 from pricing import ImageSize
 from router.config import ConfigError, Settings, default_config, load
-from router.types import Operation
+from router.types import Operation, Successor
 
-TODAY = date(2026, 11, 20)
 SHIPPED = Path(__file__).parents[2] / "providers.yaml"
 
 SMALL = """
@@ -31,7 +30,7 @@ models:
 def read(tmp_path: Path, text: str, env: dict[str, str] | None = None, **kwargs) -> Settings:
     path = tmp_path / "providers.yaml"
     path.write_text(text)
-    return load([path], env or {}, today=TODAY, **kwargs)
+    return load([path], env or {}, **kwargs)
 
 
 def problems(tmp_path: Path, text: str) -> list[tuple[str, str]]:
@@ -82,12 +81,12 @@ def test_client_keys_come_from_the_environment_and_never_show(tmp_path):
 
 
 def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
-    settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"}, today=TODAY)
+    settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"})
     assert "fal" in settings.providers
     assert settings.disabled["openai"] == "OPENAI_API_KEY is not set"
     assert settings.disabled["gpu-fast"] == "GPU_FAST_URL is not set"
     assert "canary" not in repr(settings)
-    everything = load([SHIPPED], {}, today=TODAY, keyless=True)
+    everything = load([SHIPPED], {}, keyless=True)
     assert {"fal", "openai", "gpu-fast", "gpu-spot"} <= set(everything.providers)
     assert {target.provider for target in everything.models["flux.2-dev-turbo"].targets} >= {"fal", "gpu-fast"}
 
@@ -115,6 +114,12 @@ def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
         ("keys: {a: {secret_env: NOT_SET}}", "keys.a.secret_env", "NOT_SET is not set"),
         ("models: {x: {default_size: 10x}}", "models.x.default_size", "not WIDTHxHEIGHT"),
         ("models: {x: {successor: y}}", "models.x.successor", "'y' is not a model"),
+        ("models: {x: {successor: y}, y: {}}", "models.x.successor", "needs retires"),
+        (
+            "models: {x: {successor: y, retires: 2026-11-20}, y: {successor: x, retires: 2026-11-20}}",
+            "models.y.successor",
+            "leads back to itself",
+        ),
         ("models: {x: {aliases: [y]}, y: {}}", "models.x.aliases", "already names"),
         ("models: {x: {}, x: {}}", "", "stands twice"),
         ("prices: nowhere", "", "nowhere"),
@@ -142,17 +147,15 @@ def test_a_prior_must_make_sense(tmp_path):
 
 
 def test_a_retired_model_is_served_by_its_successor_from_its_day_on(tmp_path):
-    text = SMALL + "  old: {retires: 2026-11-20, successor: tiny}\n"
-    assert read(tmp_path, text).names["old"] == "tiny"
-    later = SMALL + "  old: {retires: 2026-11-21, successor: tiny}\n"
-    assert read(tmp_path, later).names["old"] == "old"
+    settings = read(tmp_path, SMALL + "  old: {retires: 2026-11-20, successor: tiny}\n")
+    assert settings.successors == {"old": Successor("tiny", date(2026, 11, 20))}
 
 
 def test_a_later_file_replaces_a_whole_model_and_adds_others(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text(SMALL)
     second.write_text("models: {extra: {targets: {gpu-fast: {generate: flux.2-dev-turbo}}}}")
-    settings = load([first, second], {}, today=TODAY)
+    settings = load([first, second], {})
     assert set(settings.models) == {"tiny", "extra"}
 
 
@@ -241,7 +244,7 @@ def test_problems_of_webhooks(tmp_path, webhooks, key, message):
 def test_a_request_ends_before_clients_give_up(tmp_path):
     """Node's fetch gives up after 300 seconds."""
     assert read(tmp_path, SMALL).limits.request_timeout_s < 300
-    assert load([SHIPPED], {}, today=TODAY, keyless=True).limits.request_timeout_s < 300
+    assert load([SHIPPED], {}, keyless=True).limits.request_timeout_s < 300
 
 
 def test_replicas_share_where_the_variable_is_set(tmp_path):

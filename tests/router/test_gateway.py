@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from router.delivery import Delivery
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
 from router.gateway import Clock, Gateway
 from router.ledger import Ledger, Reports
+from router.offers import route
 from router.providers.base import Job, Partial
 from router.routing import Selector
 from router.transport import Ran
@@ -85,6 +86,11 @@ models:
     default_size: 512x512
     unpriced: allow
     targets: {nowhere: {generate: x}}
+  half-priced:
+    default_size: 512x512
+    unpriced: allow
+    targets: {nowhere: {generate: x}, fal: {generate: fal-ai/flux-2/turbo, max_images: 4}}
+  old: {retires: 2026-11-21, successor: flux}
 """
 
 
@@ -157,12 +163,13 @@ class House:
     def __init__(self, directory: Path, text: str = CONFIG, **more: Any) -> None:
         path = directory / "providers.yaml"
         path.write_text(text)
-        self.settings = load([path], {"FAL_KEY": "k", "OPENAI_API_KEY": "k"}, today=date(2026, 11, 20))
+        self.settings = load([path], {"FAL_KEY": "k", "OPENAI_API_KEY": "k"})
         self.url = f"sqlite:///{directory}/ledger.db"
         self.settings = replace(self.settings, ledger_url=self.url)
         self.wire, self.shelf, self.watch = Wire(), Shelf(), Watch()
         self.ledger = Ledger.from_url(self.url)
         self.selector = Selector(self.settings.routing, self.settings.priors, random.Random(7))
+        self.at = datetime(2026, 11, 20, tzinfo=UTC)
         numbers = itertools.count(more.pop("first_id", 1))
         self.gateway = Gateway(
             offers=offers_for(self.settings),
@@ -171,7 +178,7 @@ class House:
             ledger=self.ledger,
             delivery=Delivery(self.wire, self.shelf, max_bytes=10**8),
             observer=self.watch,
-            clock=Clock(lambda: datetime(2026, 11, 20, tzinfo=UTC), time.monotonic, lambda: f"att_{next(numbers)}"),
+            clock=Clock(lambda: self.at, time.monotonic, lambda: f"att_{next(numbers)}"),
             timeout_s=more.pop("timeout_s", 60.0),
             terms=self.settings.terms,
             weights=self.settings.weights,
@@ -718,6 +725,38 @@ async def test_an_unpriced_model_may_be_allowed_and_is_flagged_not_free(house):
     assert house.watch.named("attempt_finished")[0][0].unpriced
     with Reports(house.url) as reports:
         assert [row.unpriced for row in reports.costs("provider")] == [1]
+
+
+async def test_what_has_no_price_is_not_free_to_the_selector_and_never_within_a_limit_on_cost(house):
+    order = offers_for(house.settings).order(ask("half-priced"), house.at)
+    assert [candidate.price_nanos for candidate in route(order, {}, 60.0).candidates] == [8_000_000, 8_000_000]
+    body = house.gateway.quote(ask("half-priced"), Caller())
+    nowhere, fal = body["candidates"]
+    assert (nowhere["target"], nowhere["unpriced"], nowhere["total_cost"]) == ("nowhere/half-priced", True, None)
+    assert fal["total_cost"] == "0.008"
+    limited = house.gateway.quote(ask("half-priced", preferences=Preferences(max_cost=Decimal(1))), Caller())
+    assert [candidate["excluded_by"] for candidate in limited["candidates"]] == ["unpriced", None]
+    with pytest.raises(RequestError, match="max_cost") as caught:
+        await house.run(ask("priceless-allowed", preferences=Preferences(max_cost=Decimal(1))))
+    assert (caught.value.status, caught.value.code) == (503, "model_unpriced")
+    alone = house.gateway.quote(ask("priceless-allowed"), Caller())
+    assert (alone["unpriced"], alone["total_cost_micros"], alone["price_id"]) == (True, None, None)
+
+
+async def test_a_retired_name_is_served_by_its_successor_and_the_client_is_told(house):
+    house.wire.answers["fal"] = [made((1024, 1024)), made((1024, 1024))]
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask("old"))  # the day before
+    assert caught.value.code == "model_not_found"
+    house.at = datetime(2026, 11, 21, tzinfo=UTC)
+    completed = await house.run(ask("old"))
+    assert completed.executed_model == "fal/flux"
+    assert completed.model == "old"
+    assert [warning.code for warning in completed.warnings] == ["model_redirected"]
+    assert house.gateway.model("old", Caller())["status"] == "retired"
+    assert [warning["code"] for warning in house.gateway.quote(ask("old"), Caller())["warnings"]] == [
+        "model_redirected"
+    ]
 
 
 # --- a dry run --------------------------------------------------------------------------------------------------

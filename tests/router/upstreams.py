@@ -1,8 +1,8 @@
 """Providers that fail as they are told to, each in its own words, and what the router must make of it.
 
 ``CASES`` and ``BILLED`` are the one place that says what is expected; the table in router/routing/README.md is made of
-them. The answers are the documented ones kept as the adapters' fixtures, and where there are none, written in the shapes
-of the providers' documentation; nothing comes from the emulators.
+them. The answers are the documented ones kept as the adapters' fixtures, and where there are none, written in the
+shapes of the providers' documentation; nothing comes from the emulators.
 """
 
 from __future__ import annotations

@@ -190,6 +190,14 @@ async def test_r14_nothing_is_null(client: httpx.AsyncClient) -> None:
     assert all(value is not None for value in (*body.values(), *body["metadata"].values(), *body["data"][0].values()))
 
 
+async def test_what_has_no_price_has_no_cost(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
+    gateway.change = {"basis": "unpriced", "cost_nanos": 0}
+    response = await client.post(GENERATE, json=OK)
+    assert "x-pixelroute-cost" not in response.headers
+    metadata = response.json()["metadata"]
+    assert (metadata["basis"], "cost" in metadata) == ("unpriced", False)
+
+
 async def test_explain(client: httpx.AsyncClient) -> None:
     assert "routing" in (await post(client, OK, headers={"X-Pixelroute-Explain": "1"}))["metadata"]
     response = await client.post(GENERATE + "?explain=true", json=OK)

@@ -1,0 +1,80 @@
+"""What commands work out from settings and ledger alone, without a running router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from pricing import ImageSize, Metered, Price, UnpricedError
+from router import booking
+from router.app import NO_OBJECT_STORAGE, adapters_for, has_object_storage, offers_for
+from router.config import Settings
+from router.ledger.reports import SettledUsage
+from router.offers import route
+from router.routing import Selector
+from router.types import ImageRequest, InputImage, Operation
+
+
+def check_settings(settings: Settings, at: datetime) -> tuple[list[str], list[str]]:
+    """What only shows when configuration, adapters and price books meet: problems, and notes worth reading."""
+    _, _, problems = adapters_for(settings)
+    notes: list[str] = []
+    if settings.media.s3 is not None and not has_object_storage():
+        problems.append(f"media.s3: {NO_OBJECT_STORAGE}")
+    for model in settings.models.values():
+        for target in model.targets:
+            for operation in target.endpoints:
+                book = settings.providers[target.provider].prices
+                try:
+                    settings.books.price(book, target.price_key(operation), at)
+                except UnpricedError as error:
+                    where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
+                    (notes if model.unpriced == "allow" else problems).append(where)
+    if strangers := sum(target.key not in settings.priors for target in settings.targets):
+        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior: their speed is yet to be learnt")
+    return problems, notes
+
+
+def quote_offline(
+    settings: Settings,
+    *,
+    model: str,
+    size: ImageSize | None,
+    n: int,
+    inputs: Sequence[ImageSize],
+    quality: str | None,
+    prompt: str,
+    at: datetime,
+) -> dict[str, Any]:
+    """The dry-run body without a running router; latency and success are the configured expectations."""
+    offers = offers_for(settings)
+    request = ImageRequest(
+        operation=Operation.EDIT if inputs else Operation.GENERATE,
+        model=model,
+        prompt=prompt,
+        n=n,
+        size=size,
+        quality=quality,
+        images=tuple(InputImage(b"", "png", each) for each in inputs),
+    )
+    order = offers.order(request, at)
+    selector = Selector(settings.routing, settings.priors)
+    decision = selector.choose(route(order, settings.weights, settings.limits.request_timeout_s), 0.0)
+    chosen = order.offer(decision.target) if decision.target else order.offers[0]
+    return booking.dry_run(order, chosen, decision)
+
+
+def metered(usages: Iterable[SettledUsage], settings: Settings) -> Iterator[Metered]:
+    """Ledger rows as ``pricing.diff`` wants them; rows of providers no longer configured keep their book's name."""
+    for row in usages:
+        opening = row.opening
+        provider = settings.providers.get(opening.provider)
+        price = Price.from_snapshot(opening.price) if opening.price else None
+        yield Metered(
+            book=provider.prices if provider else opening.provider,
+            sku=price.sku if price else opening.provider_model,
+            at=opening.opened_at,
+            usage=row.usage,
+            price=price,
+        )
