@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -47,18 +48,24 @@ _ACCOUNT = frozenset(
 class OpenAI(Hosted):
     """Settings: ``size_as`` size (default), width_height, aspect_ratio or none; ``edit_as`` multipart (default) or
     json (xAI: pictures as objects); ``image_part`` the name of each part when there are several pictures; ``omit``
-    fields that the host rejects, a list.
+    fields that the host rejects, a list; ``api_version`` Azure's classic form: the URL is the resource's, the endpoint
+    a deployment, which stands in the path with this version behind it, and not in the body.
     """
 
     urls: ClassVar[Mapping[str, str]] = {"api": "https://api.openai.com/v1"}
-    settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS | {"size_as", "edit_as", "image_part", "omit"}
+    settings: ClassVar[frozenset[str]] = bodies.COMMON_SETTINGS | {
+        "size_as",
+        "edit_as",
+        "image_part",
+        "omit",
+        "api_version",
+    }
 
     def run(self, request: ImageRequest, target: Target) -> Flow:
         warnings: list[Warn] = []
         if request.operation is Operation.GENERATE:
             fields = self._fields(request, target, warnings)
-            url = bodies.endpoint(self.base["api"] + "/images/generations")
-            call = bodies.post(url, bodies.dump(fields))
+            call = bodies.post(self._url(request, target, "generations"), bodies.dump(fields))
         else:
             call = self._edit(request, target, warnings)
         if _wants_partials(request, target):
@@ -67,10 +74,20 @@ class OpenAI(Hosted):
         response = yield Call(call, billable=True)
         return _result(response, request, warnings)
 
+    def _url(self, request: ImageRequest, target: Target, call: str) -> httpx.URL:
+        version = target.options.get("api_version")
+        if version is None:
+            return bodies.endpoint(f"{self.base['api']}/images/{call}")
+        deployment = quote(bodies.model_id(request, target), safe="")
+        query = urlencode({"api-version": version})
+        return bodies.endpoint(f"{self.base['api']}/openai/deployments/{deployment}/images/{call}?{query}")
+
     def _fields(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> dict[str, Any]:
         model = bodies.model_id(request, target)
         fields = bodies.offered(request, target, self.settings, _RESERVED, warnings)
-        fields |= {"model": model, "prompt": request.prompt, "n": request.n}
+        if "api_version" not in target.options:
+            fields["model"] = model
+        fields |= {"prompt": request.prompt, "n": request.n}
         size = sizes.wanted(request, target)
         size_as = target.options.get("size_as", "size")
         sizes.put(fields, size, size_as, warnings, _RATIOS)
@@ -90,7 +107,8 @@ class OpenAI(Hosted):
                     fields["output_compression"] = request.output_compression
         if request.user is not None:
             fields["user"] = request.user
-        gpt = _GPT_IMAGE.match(model) is not None
+        known_as = target.sku or model  # a deployment at Azure has a name of its own
+        gpt = _GPT_IMAGE.match(known_as) is not None
         if gpt:
             fields.pop("response_format", None)  # always base64; the option is refused
             honoured.append("moderation")
@@ -99,7 +117,7 @@ class OpenAI(Hosted):
         elif request.style is not None:
             honoured.append("style")
             fields["style"] = request.style
-        if request.operation is not Operation.GENERATE and _TAKES_FIDELITY.match(model):
+        if request.operation is not Operation.GENERATE and _TAKES_FIDELITY.match(known_as):
             honoured.append("input_fidelity")
             if request.input_fidelity is not None:
                 fields["input_fidelity"] = request.input_fidelity
@@ -115,7 +133,7 @@ class OpenAI(Hosted):
         return fields
 
     def _edit(self, request: ImageRequest, target: Target, warnings: list[Warn]) -> httpx.Request:
-        url = bodies.endpoint(self.base["api"] + "/images/edits")
+        url = self._url(request, target, "edits")
         fields = self._fields(request, target, warnings)
         as_json = target.options.get("edit_as") == "json"  # no host of that kind takes a markup
         images = bodies.inputs(request, target.max_inputs, markup=target.markup and not as_json)

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 
 from router.sandbox import control
+from router.sandbox.azure import Azure
 from router.sandbox.bfl import BFL
 from router.sandbox.deepinfra import DeepInfra
 from router.sandbox.emulator import Emulator
@@ -36,12 +37,13 @@ from router.sandbox.xai import XAI
 __all__ = ["BASES", "KEYS", "PROVIDERS", "build", "serve"]
 
 PROVIDERS: tuple[type[Emulator], ...] = (
-    Fal, OpenAI, GpuFast, GpuSpot, BFL, Replicate, Google, Together, Runware, DeepInfra, XAI, Stability,
+    Fal, OpenAI, Azure, GpuFast, GpuSpot, BFL, Replicate, Google, Together, Runware, DeepInfra, XAI, Stability,
 )  # fmt: skip
 
 BASES: Mapping[str, Mapping[str, str]] = {
     "fal": {"run": "/fal.run", "queue": "/queue.fal.run"},
     "openai": {"api": "/api.openai.com/v1"},
+    "azure": {"api": "/sandbox.openai.azure.com"},
     "gpu-fast": {"api": "/gpu-fast.local/v1"},
     "gpu-spot": {"api": "/gpu-spot.local/v1"},
     "bfl": {"api": "/api.bfl.ai/v1"},

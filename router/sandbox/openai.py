@@ -180,8 +180,11 @@ class OpenAI(OpenAIShape):
 
     # Checks
 
+    def asked_model(self, call: Call, fields: Fields) -> Any:
+        return fields.get("model")
+
     async def _serve(self, call: Call, operation: str, fields: Fields, sources: list[bytes]) -> Response:
-        name = fields.get("model")
+        name = self.asked_model(call, fields)
         if not isinstance(name, str):
             raise self.reject("You must provide a model parameter.", "model", "missing_required_parameter")
         prompt = fields.get("prompt")

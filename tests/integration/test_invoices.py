@@ -45,7 +45,7 @@ INPUTS = (
 )
 
 PROMPTS = ("a lake", "Ein Fjord im Nebel", "mountains at dawn, in the style of an old postcard, with a small red boat")
-TOKENS = ("openai", "google")
+TOKENS = ("openai", "azure", "google")
 """Providers that charge for the prompt. Elsewhere it is always the same, so that the sandbox need not draw all anew."""
 
 

@@ -427,3 +427,37 @@ def test_withheld_pictures_at_compatible_hosts():
     assert failure.kind is ErrorKind.REFUSED
     assert failure.evidence is not None
     assert failure.evidence.images[0].size == ImageSize(2048, 2048)
+
+
+# --- Azure's classic form ---------------------------------------------------------------------------------------------
+
+AZURE = OpenAI({"api": "https://house.openai.azure.com"})
+
+
+def deployed(name="studio pictures", **changes):
+    return gpt(name, sku="gpt-image-2", options={"api_version": "2025-04-01-preview"}, **changes)
+
+
+def test_azures_classic_form_names_the_deployment_in_the_path_and_not_in_the_body():
+    played = play(AZURE.run(image_request(seed=7, moderation="low"), deployed()), generated())
+    assert str(played.calls[0].request.url) == (
+        "https://house.openai.azure.com/openai/deployments/studio%20pictures/images/generations"
+        "?api-version=2025-04-01-preview"
+    )
+    body = played.sent()
+    assert "model" not in body
+    assert (body["moderation"], "seed" in body) == ("low", False)  # what the sku names is a GPT image model
+    assert played.result.tokens["image_output"]
+
+
+def test_azures_classic_edit_is_the_same_form_below_edits():
+    played = play(AZURE.run(edit_request(), deployed("gpt")), generated())
+    assert str(played.calls[0].request.url).endswith("/deployments/gpt/images/edits?api-version=2025-04-01-preview")
+    assert "model" not in {name for name, *_ in form_of(played.calls[0].request)}
+
+
+def test_azures_v1_form_is_openais_own_at_another_address():
+    v1 = OpenAI({"api": "https://house.openai.azure.com/openai/v1"})
+    played = play(v1.run(image_request(), gpt("gpt-image-2")), generated())
+    assert str(played.calls[0].request.url) == "https://house.openai.azure.com/openai/v1/images/generations"
+    assert played.sent()["model"] == "gpt-image-2"

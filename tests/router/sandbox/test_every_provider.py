@@ -35,6 +35,11 @@ from tests.router.sandbox.running import Sandbox
 SMALL: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "fal": ("run", "/fal-ai/flux-2/turbo", {"prompt": "a", "image_size": "square"}),
     "openai": ("api", "/images/generations", {"prompt": "a", "model": "gpt-image-2", "quality": "low"}),
+    "azure": (
+        "api",
+        "/openai/deployments/gpt-image-2/images/generations?api-version=2025-04-01-preview",
+        {"prompt": "a", "quality": "low"},
+    ),
     "gpu-fast": ("api", "/images/generations", {"prompt": "a", "size": "256x256"}),
     "gpu-spot": ("api", "/images/generations", {"prompt": "a", "size": "256x256"}),
     "bfl": ("api", "/flux-dev", {"prompt": "a", "width": 64, "height": 64}),
@@ -54,7 +59,8 @@ SMALL: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "xai": ("api", "/images/generations", {"prompt": "a", "model": "grok-imagine-image"}),
     "stability": ("api", "/v2beta/stable-image/generate/core", {"prompt": "a"}),
 }
-PREPAID_429 = {"openai", "gpu-fast", "gpu-spot"}  # an empty account looks like a rate limit there
+PROMPT_COSTS = {"openai", "azure"}  # whatever comes of it
+PREPAID_429 = {"openai", "azure", "gpu-fast", "gpu-spot"}  # an empty account looks like a rate limit there
 
 
 def auth(provider: str, key: str) -> dict[str, str]:
@@ -65,6 +71,8 @@ def auth(provider: str, key: str) -> dict[str, str]:
             return {"x-key": key}
         case "google":
             return {"x-goog-api-key": key}
+        case "azure":
+            return {"api-key": key}
         case _:
             return {"Authorization": f"Bearer {key}"}
 
@@ -84,6 +92,7 @@ def test_everything_the_catalogue_offers_is_emulated() -> None:
     emulated = {
         "fal": fal_apps.APPS,
         "openai": openai.MODELS,
+        "azure": openai.MODELS,
         "gpu-fast": gpu.MODELS,
         "gpu-spot": gpu.MODELS,
         "bfl": bfl.MODELS,
@@ -193,7 +202,7 @@ def test_a_500_after_billing(sandbox: Sandbox, provider: str) -> None:
     assert sandbox.billed(provider) > 0
 
 
-@pytest.mark.parametrize("provider", [name for name in SMALL if name != "openai"])  # its prompt costs all the same
+@pytest.mark.parametrize("provider", [name for name in SMALL if name not in PROMPT_COSTS])
 def test_an_empty_success_is_free(sandbox: Sandbox, provider: str) -> None:
     assert send(sandbox, provider, "empty").status_code in (200, 201)
     assert sandbox.billed(provider) == 0
