@@ -127,8 +127,8 @@ class Offers:
                 raise infeasible(completed, model, fits)
             raise RequestError(
                 503,
-                f"No price is in force for {model.slug}, and unpriced models are refused here. The operator must "
-                "enter a price, or allow unpriced use of this model.",
+                f"No price is in force for {model.slug}, so it is refused. The operator must enter a price, or allow "
+                "unpriced use of this model, which no max_cost can limit.",
                 code="model_unpriced",
                 param="model",
                 type="server_error",
@@ -183,7 +183,7 @@ class Offers:
         try:
             price = self.books.price(provider.prices, target.price_key(request.operation), at)
         except UnpricedError:
-            refused = "unpriced" if model.unpriced == "reject" else None
+            refused = "unpriced" if model.unpriced == "reject" or request.preferences.max_cost is not None else None
             return Offer(model, rank, request, target, provider, adapter, refused, size, None, None, expected, {})
         quoted, settled = self._quote(price, expected)
         return Offer(model, rank, request, target, provider, adapter, None, size, price, quoted, expected, settled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -85,12 +84,12 @@ def wants(**more: Any) -> dict[str, Preferences]:
 def test_the_file_says_it_in_the_same_words(tmp_path: Path) -> None:
     path = tmp_path / "providers.yaml"
     path.write_text(text(preferences="max_latency_s: 20, order: [fal]") + KEYS)
-    settings = load([path], {"FAL_KEY": "k", "CAUTIOUS": "s"}, today=date(2026, 11, 20))
+    settings = load([path], {"FAL_KEY": "k", "CAUTIOUS": "s"})
     assert settings.models["flux"].preferences == Preferences(max_latency_s=20, order=("fal",))
     assert settings.keys[0].preferences == Preferences(only=("gpu-fast", "gpu-spot"), max_cost=Decimal("0.05"))
     path.write_text(text(preferences="max_price: 1, min_success: 3, max_cost: much", fallbacks="nothing") + KEYS)
     with pytest.raises(ConfigError) as caught:
-        load([path], {"FAL_KEY": "k", "CAUTIOUS": "s"}, today=date(2026, 11, 20))
+        load([path], {"FAL_KEY": "k", "CAUTIOUS": "s"})
     wrong = {problem.key for problem in caught.value.problems}
     assert wrong == {
         "models.flux.preferences.max_price",
