@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
+from statistics import median
 from typing import Any
 
-from pricing import ImageSize, Metered, Price, UnpricedError
+from pricing import Expected, ImageSize, Metered, Price, UnpricedError, money_text, quote
 from router import booking
 from router.app import NO_OBJECT_STORAGE, adapters_for, has_object_storage, offers_for
 from router.config import Settings
 from router.ledger.reports import SettledUsage
 from router.offers import route
 from router.routing import Selector
-from router.types import ImageRequest, InputImage, Operation
+from router.types import ImageRequest, InputImage, Model, Operation
 
 
 def check_settings(settings: Settings, at: datetime) -> tuple[list[str], list[str]]:
@@ -31,9 +33,32 @@ def check_settings(settings: Settings, at: datetime) -> tuple[list[str], list[st
                 except UnpricedError as error:
                     where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
                     (notes if model.unpriced == "allow" else problems).append(where)
+        notes += _out_of_line(model, settings, at)
     if strangers := sum(target.key not in settings.priors for target in settings.targets):
         notes.append(f"{strangers} of {len(settings.targets)} targets have no prior: their speed is yet to be learnt")
     return problems, notes
+
+
+_TYPICAL = Expected(size=ImageSize(1024, 1024), prompt_characters=200)
+_OUT_OF_LINE = 7  # times the middle of what others take for the same model: prices differ, slips of the unit more so
+
+
+def _out_of_line(model: Model, settings: Settings, at: datetime) -> Iterator[str]:
+    """A note for each target whose price of a picture is far from what the model's other targets take for it."""
+    costs: dict[str, int] = {}
+    for target in model.targets:
+        operation = next(iter(target.endpoints))
+        with suppress(UnpricedError):
+            price = settings.books.price(settings.providers[target.provider].prices, target.price_key(operation), at)
+            costs[target.provider] = quote(price, _TYPICAL).expected.total_nanos
+    for provider, cost in costs.items():
+        others = [other for name, other in costs.items() if name != provider]
+        middle = median(others) if others else cost
+        if not middle <= cost * _OUT_OF_LINE <= middle * _OUT_OF_LINE**2:
+            yield (
+                f"models.{model.slug}.targets.{provider}: a picture of 1024x1024 costs {money_text(cost)}, and "
+                f"{money_text(int(middle))} elsewhere: is the unit right?"
+            )
 
 
 def quote_offline(

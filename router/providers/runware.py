@@ -105,6 +105,8 @@ class Runware(Hosted):
             response = yield from polling.ask(question, waits)
             answer = answers.mapping(answers.parse_exact(response))
             states = [answers.mapping(item).get("status") for item in answers.items(answer.get("data"))]
+            if set(states) == {"error"} and not answers.items(answer.get("errors")):
+                raise answers.failure(response, ErrorKind.SERVER_ERROR, code="error")
             if answers.items(answer.get("errors")) or (states and "processing" not in states):
                 return _result(response, request, warnings, job.id)
             if not states:

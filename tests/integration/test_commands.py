@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pricing.book import PACKAGED
+from router.config import default_config
 from tests.integration.process import RouterProcess
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,7 @@ def test_check_is_content_with_what_is_shipped():
     answer = pixelroute("check", env={"FAL_KEY": "x:y"})
     assert answer.returncode == 0, answer.stderr
     assert "no problems" in answer.stdout
+    assert "is the unit right?" not in answer.stdout
     assert "OPENAI_API_KEY is not set" in answer.stdout
 
 
@@ -73,6 +76,16 @@ def test_check_finds_a_model_without_a_price(tmp_path):
     answer = pixelroute("check", "--config", str(unpriced))
     assert answer.returncode == 1
     assert "models.dream.targets.fal.generate" in answer.stderr
+
+
+def test_check_finds_a_price_out_of_line_with_the_same_model_elsewhere(tmp_path):
+    books = shutil.copytree(PACKAGED, tmp_path / "books")
+    fal = books / "fal.yaml"
+    fal.write_text(fal.read_text().replace("0.008", "0.08"))  # a slip by ten, plausible by itself
+    config = tmp_path / "providers.yaml"
+    config.write_text(default_config().read_text() + f"\nprices: {books}\n")
+    answer = pixelroute("check", "--config", str(config))
+    assert "models.flux.2-dev-turbo.targets.fal: a picture of 1024x1024 costs 0.08" in answer.stdout
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,10 @@ def test_async_failures():
     failed = reply({"errors": [{"code": "timeoutProvider", "message": "x"}]})
     failure = play(ADAPTER.run(image_request(), ASYNC), documented("runware/accepted"), failed).failure()
     assert failure.kind is ErrorKind.SERVER_ERROR
+    entry = {"taskType": "imageInference", "taskUUID": "u", "status": "error"}
+    failed = reply({"data": [entry]})
+    failure = play(ADAPTER.run(image_request(), ASYNC), documented("runware/accepted"), failed).failure()
+    assert (failure.kind, failure.billed) == (ErrorKind.SERVER_ERROR, None)
     failure = play(ADAPTER.run(image_request(), ASYNC), documented("runware/accepted"), reply({"data": []})).failure()
     assert (failure.kind, failure.billed) == (ErrorKind.NO_ANSWER, Billed.MAYBE)
 
