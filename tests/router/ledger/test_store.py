@@ -48,6 +48,19 @@ async def test_what_was_written_is_read_back_to_the_last_field(ledger: Ledger) -
     assert (attempt.state, attempt.cost_nanos, attempt.unsettled_nanos) == (State.SETTLED, 7_999_500, 0)
 
 
+@pytest.mark.parametrize("count", [3, 64, 65, 200])
+async def test_many_that_wait_together_are_all_written(ledger: Ledger, count: int) -> None:
+    names = [f"a{number:03d}" for number in range(count)]
+    await asyncio.gather(*(ledger.open(opening(name)) for name in names))
+    await asyncio.gather(*(ledger.settle(settlement(name)) for name in names))
+    assert not verify(ledger.path).problems
+    with Reports(ledger.path) as reports:
+        for name in names:
+            record = reports.request(f"req_{name}")
+            assert record is not None
+            assert record.attempts[0].settlement == settlement(name)
+
+
 async def test_an_attempt_is_opened_once(ledger: Ledger) -> None:
     await ledger.open(opening())
     with pytest.raises(LedgerRefused, match="a1 was opened before"):
