@@ -3,6 +3,7 @@
 --quick       few seeds (a minute)
 --ablation    what each part of the selector is worth
 --volumes     which tables, in requests per minute (20 2 200)
+--jobs        processes
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few seeds")
     parser.add_argument("--ablation", action="store_true", help="what each part of the selector is worth")
     parser.add_argument("--volumes", type=int, nargs="*", default=[20, 2, 200], help="tables, in requests per minute")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that simulate side by side")
     args = parser.parse_args()
-    lab = Lab(progress)
+    with Lab(args.jobs, progress) as lab:
+        return report(lab, args)
+
+
+def report(lab: Lab, args: argparse.Namespace) -> int:
     seeds = Seeds(3, 6, 1) if args.quick else Seeds()
     if args.ablation:
         show(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
+from typing import Self
 
 from router.routing import Candidate, Outcome, RouteRequest, RoutingSettings, Selector, replay
-from tests.simulation import policies
+from tests.benchmarks import decision_bench
 from tests.simulation.engine import Engine, Run, World
 from tests.simulation.measure import bad_picks, leave_s, median, percentile, return_s
-from tests.simulation.policies import BASELINES, Maker, Oracle
+from tests.simulation.policies import BASELINES, Maker, Oracle, Ours, Replicas
 from tests.simulation.world import BY_NAME, FAULT_S, SCENARIOS, Scenario, requests
 
 OURS = "pixelroute"
@@ -51,17 +53,27 @@ class Result:
 
 
 class Lab:
-    """Runs setups and remembers what came of them."""
+    """Runs setups, the seeds side by side in as many processes, and remembers what came of them."""
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, jobs: int = 1, say: Callable[[str], None] = lambda text: None) -> None:
         self._results: dict[tuple[object, ...], Result] = {}
+        self._pool = multiprocessing.Pool(jobs) if jobs > 1 else None
         self._say = say
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.terminate()
 
     def result(self, setup: Setup, name: str, maker: Maker) -> Result:
         key = setup.scenario, setup.per_minute, tuple(setup.seeds), setup.value_of_time, name
         if key not in self._results:
             self._say(f"{setup.scenario}, {setup.per_minute}/min, {len(setup.seeds)} seeds: {name}")
-            self._results[key] = _summary(setup, [play(setup, seed, maker) for seed in setup.seeds])
+            tasks = [(setup, seed, maker) for seed in setup.seeds]
+            runs = self._pool.starmap(play, tasks, 1) if self._pool is not None else starmap(play, tasks)
+            self._results[key] = _summary(setup, list(runs))
         return self._results[key]
 
     def regret(self, setup: Setup, name: str, maker: Maker) -> float:
@@ -74,7 +86,7 @@ def play(setup: Setup, seed: int, maker: Maker) -> Run:
     scenario = BY_NAME[setup.scenario].seeded(seed)
     world = World.of(scenario)
     policy = maker(world, seed, setup.value_of_time)
-    return Engine(world, policy, setup.value_of_time).run(requests(scenario, setup.per_minute, seed))
+    return Engine(world, policy, setup.value_of_time).run(requests(setup.per_minute, seed))
 
 
 def _summary(setup: Setup, runs: Sequence[Run]) -> Result:
@@ -114,7 +126,7 @@ def _summary(setup: Setup, runs: Sequence[Run]) -> Result:
 def table(lab: Lab, per_minute: int, seeds: Sequence[int], scenarios: Iterable[str] | None = None) -> list[list[str]]:
     """Regret against the oracle in percent: a row per policy, a column per scenario, and the mean."""
     names = list(scenarios) if scenarios is not None else [scenario.name for scenario in SCENARIOS]
-    makers: Mapping[str, Maker] = {**BASELINES, OURS: policies.selector()}
+    makers: Mapping[str, Maker] = {**BASELINES, OURS: Ours()}
     rows = [["", *names, "mean"]]
     for policy, maker in makers.items():
         regrets = [lab.regret(Setup(name, per_minute, seeds), policy, maker) for name in names]
@@ -140,7 +152,7 @@ def service(lab: Lab, per_minute: int, seeds: Sequence[int]) -> list[list[str]]:
         ]
     ]
     for scenario in SCENARIOS:
-        got = lab.result(Setup(scenario.name, per_minute, seeds), OURS, policies.selector())
+        got = lab.result(Setup(scenario.name, per_minute, seeds), OURS, Ours())
         rows.append(
             [
                 scenario.name,
@@ -189,11 +201,11 @@ class Seeds:
 
     at_20: int = 10
     at_2: int = 30
-    at_200: int = 2
+    at_200: int = 3
 
 
 def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
-    ours = policies.selector()
+    ours = Ours()
     for per_minute, count, mean, worst in (
         (20, seeds.at_20, 2.3, 5.0),
         (2, seeds.at_2, 5.0, 17.0),
@@ -217,9 +229,7 @@ def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     for preset, value_of_time in (("fastest", FAST), ("cheapest", CHEAP)):
         count = max(seeds.at_20 // 2, 1)
         regrets = [
-            lab.regret(
-                Setup(s.name, 20, range(count), value_of_time), f"{OURS} {preset}", policies.selector(preset=preset)
-            )
+            lab.regret(Setup(s.name, 20, range(count), value_of_time), f"{OURS} {preset}", Ours(preset=preset))
             for s in SCENARIOS[:11]
         ]
         yield _below(f"profile {preset}, 11 scenarios: mean", [(sum(regrets) / len(regrets), 4.0, " %")])
@@ -227,7 +237,7 @@ def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
 
 def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     def at_20(name: str) -> Result:
-        return lab.result(Setup(name, 20, range(seeds.at_20)), OURS, policies.selector())
+        return lab.result(Setup(name, 20, range(seeds.at_20)), OURS, Ours())
 
     outage, hang, slow = at_20("outage"), at_20("hang"), at_20("slow x4")
     yield _below(
@@ -255,7 +265,7 @@ def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
         "exploration, probes and rescues, worst scenario: share of first picks, of spend",
         [(100 * max(r.looks for r in everything), 3, " %"), (100 * max(r.looked for r in everything), 3.5, " %")],
     )
-    cap = lab.result(Setup("429 cap", 200, range(seeds.at_200)), OURS, policies.selector())
+    cap = lab.result(Setup("429 cap", 200, range(seeds.at_200)), OURS, Ours())
     line = _below("429 cap of 5 at 200/min: share of requests that meet a 429", [(100 * cap.limited, 4, " %")])
     yield Line(
         line.check, line.asked, f"{line.reached}; success {100 * cap.success:.2f} %", line.ok and cap.success >= 0.999
@@ -264,7 +274,7 @@ def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
 
 def _requests_until_tried(seed: int) -> int:
     """First picks from the moment a target is added until it gets one."""
-    run = play(Setup("new better", 20, [seed]), seed, policies.selector())
+    run = play(Setup("new better", 20, [seed]), seed, Ours())
     new = len(BY_NAME["new better"].providers) - 1
     since = [index for at, index in run.firsts if at >= FAULT_S[0]]
     return since.index(new) + 1 if new in since else len(since)
@@ -278,9 +288,9 @@ def replica_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
         count = max(seeds.at_20 // 2, 1)
         return sum(lab.regret(Setup(n, 20, range(count)), name, maker) for n in names) / len(names)
 
-    one = mean(OURS, policies.selector())
-    shared = mean(f"{OURS} x 4, shared after 5 s", policies.replicas(4, 5.0))
-    dead = mean(f"{OURS} x 4, store killed", policies.replicas(4, 5.0, dead_from_s=1800.0))
+    one = mean(OURS, Ours())
+    shared = mean(f"{OURS} x 4, shared after 5 s", Replicas(4, 5.0))
+    dead = mean(f"{OURS} x 4, store killed", Replicas(4, 5.0, dead_from_s=1800.0))
     yield _below("4 replicas, 5 s sharing delay: points above one process", [(shared - one, 0.7, "")])
     yield _below("4 replicas, store killed: points above one process, no error", [(dead - one, 1.5, "")])
 
@@ -345,14 +355,12 @@ def _one(selector: Selector, request: RouteRequest, now: float, attempt: str, rn
     return target
 
 
-def decision_line(in_flight: int = 50) -> Line:
-    from tests.benchmarks.decision_bench import measure
-    from tests.benchmarks.decision_bench import percentile as at
-
-    taken = measure(10, in_flight, 5000)
+def decision_line() -> Line:
+    taken, unit = decision_bench.measure(10, 50), decision_bench.loop()
+    p50, p99 = percentile(taken, 0.5), percentile(taken, 0.99)
     return _below(
-        f"one decision, 10 targets, {in_flight} in flight: p50, p99",
-        [(1e6 * at(taken, 0.5), 60, " us"), (1e6 * at(taken, 0.99), 300, " us")],
+        f"one decision, 10 targets, 50 in flight: p50 (here {p50 / unit:.1f} plain loops of 100), p99",
+        [(1e6 * p50, 60, " us"), (1e6 * p99, 300, " us")],
     )
 
 
@@ -432,17 +440,10 @@ def ablation(lab: Lab, seeds: Sequence[int]) -> list[list[str]]:
     rows = [["", "mean %", "worst %", "success %", "worst scenario"]]
     for part, settings in PARTS.items():
         setups = [Setup(scenario.name, 20, seeds) for scenario in SCENARIOS]
-        maker = policies.selector(settings)
+        maker = Ours(settings)
         regrets = {setup.scenario: lab.regret(setup, part, maker) for setup in setups}
         success = min(lab.result(setup, part, maker).success for setup in setups)
         worst = max(regrets, key=lambda name: regrets[name])
         mean = sum(regrets.values()) / len(regrets)
         rows.append([part, f"{mean:.2f}", f"{regrets[worst]:.2f}", f"{100 * success:.2f}", worst])
     return rows
-
-
-def timed(lines: Iterable[Line]) -> Iterable[tuple[Line, float]]:
-    start = time.perf_counter()
-    for line in lines:
-        yield line, time.perf_counter() - start
-        start = time.perf_counter()

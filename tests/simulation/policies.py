@@ -11,6 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from router.routing import Candidate, Decision, Outcome, RouteRequest, RoutingSettings, Selector
 from router.types import Preferences
@@ -285,9 +286,24 @@ BASELINES: Mapping[str, Maker] = {
 }
 
 
-def selector(settings: RoutingSettings | None = None, preset: str | None = None) -> Maker:
-    return lambda world, seed, value_of_time: SelectorPolicy(world, seed, settings, preset)
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Makes the selector. An object, so that it can be handed to another process; so is ``Replicas``."""
+
+    settings: RoutingSettings | None = None
+    preset: str | None = None
+
+    def __call__(self, world: World, seed: int, value_of_time: float) -> Policy:
+        return SelectorPolicy(world, seed, self.settings, self.preset)
 
 
-def replicas(count: int, delay_s: float, dead_from_s: float = math.inf) -> Maker:
-    return lambda world, seed, value_of_time: ReplicasPolicy(world, seed, count, delay_s, dead_from_s)
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Makes several selectors that share what they learn."""
+
+    count: int
+    delay_s: float
+    dead_from_s: float = math.inf
+
+    def __call__(self, world: World, seed: int, value_of_time: float) -> Policy:
+        return ReplicasPolicy(world, seed, self.count, self.delay_s, self.dead_from_s)

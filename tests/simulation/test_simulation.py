@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.figures import OURS, Lab, Setup
-from tests.simulation.policies import BASELINES, selector
+from tests.simulation.policies import BASELINES, Ours
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from tests.simulation.policies import BASELINES, selector
 )
 def test_the_selector_stays_near_the_oracle_and_ahead_of_the_others(name, bound):
     lab, setup = Lab(), Setup(name, 20, range(2))
-    ours = lab.regret(setup, OURS, selector())
+    ours = lab.regret(setup, OURS, Ours())
     assert ours <= bound
     for other in ("lowest mean of ten", "p2c peak EWMA"):
         assert ours < lab.regret(setup, other, BASELINES[other])

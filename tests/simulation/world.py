@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 Z95 = 1.6448536269514722
@@ -197,10 +198,15 @@ class Request:
     lent: object = None  # a policy may keep its own view of the request here
 
 
-def requests(scenario: Scenario, per_minute: float, seed: int) -> list[Request]:
-    """Poisson arrivals over two hours."""
+def requests(per_minute: float, seed: int) -> list[Request]:
+    """Poisson arrivals over two hours; equal for all scenarios and policies."""
+    return [Request(i, *drawn) for i, drawn in enumerate(_drawn(per_minute, seed))]
+
+
+@lru_cache(10)  # drawing takes as long as simulating a simple policy does
+def _drawn(per_minute: float, seed: int) -> list[tuple[float, float, int, bool, tuple[Luck, ...]]]:
     rng = random.Random(f"requests {per_minute} {seed}")
-    made: list[Request] = []
+    drawn: list[tuple[float, float, int, bool, tuple[Luck, ...]]] = []
     at = rng.expovariate(per_minute / 60.0)
     while at < END_S:
         megapixels = rng.choices((1.0, 2.0, 4.0), (0.65, 0.2, 0.15))[0]
@@ -216,6 +222,6 @@ def requests(scenario: Scenario, per_minute: float, seed: int) -> list[Request]:
             )
             for _ in range(7)
         )
-        made.append(Request(len(made), at, megapixels, images, refused, luck))
+        drawn.append((at, megapixels, images, refused, luck))
         at += rng.expovariate(per_minute / 60.0)
-    return made
+    return drawn
