@@ -257,6 +257,8 @@ def outcome(error: ProviderError, cost_nanos: int | None) -> Outcome:
             return Outcome.blocked()
         case _ if error.kind is ErrorKind.CANCELLED:
             return Outcome.cancelled(cost_nanos)
+        case _ if error.kind is ErrorKind.REFUSED:
+            return Outcome.refused(cost_nanos)
         case _:
             return Outcome.neutral(cost_nanos)
 

@@ -274,9 +274,8 @@ class Gateway:
         return decision
 
     def _decided(self, work: _Work, decision: Decision, target: str) -> None:
-        excluded = [(c.target, c.excluded_by) for c in decision.candidates if c.excluded_by]
         self._observer.decision(
-            work.order.model.slug, target.partition("/")[0], decision.ask.preset, decision.mode, excluded
+            work.order.model.slug, target.partition("/")[0], decision.ask.preset, decision.mode, decision.excluded
         )
 
     # --- one attempt -----------------------------------------------------------------------------------------
@@ -355,6 +354,7 @@ class Gateway:
 
         async def on_job(job: Job) -> None:
             attempt.jobs.append(job)
+            self._selector.on_progress(attempt.opening.attempt_id, "submitted", self._clock.monotonic())
             await self._ledger.job(attempt.opening.attempt_id, job.id, job.state)
             await self._tell(work, Accepted())
 
@@ -522,6 +522,9 @@ class Gateway:
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
         )
         total = cost.effective_nanos
+        for phase, after_s in (("queued", result.queue_s), ("first_byte", ran.ttfb_s)):
+            if after_s is not None:
+                self._selector.on_progress(attempt.opening.attempt_id, phase, attempt.started + after_s)
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
         work.provider_s += now - work.raced_at if work.race else duration_s
         role = attempt.opening.role

@@ -8,9 +8,10 @@ from router.routing.failover import Next, rescue_delay
 from router.routing.packing import pack, unpack
 from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.selector import Selector
-from router.routing.settings import PRESETS, Preset, Prior, RoutingSettings
+from router.routing.settings import DEFAULT_P50_S, PRESETS, Preset, Prior, RoutingSettings
 
 __all__ = [
+    "DEFAULT_P50_S",
     "PRESETS",
     "Candidate",
     "Decision",

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pricing import money_text
 from router.routing.policy import Ask, Row, pick
 from router.routing.stats import Z95
 
@@ -68,6 +67,11 @@ class Decision:
         )
 
     @property
+    def excluded(self) -> list[tuple[str, str]]:
+        """The targets that were out, each with the reason."""
+        return [(row.target, row.why) for row in self._rows if row.why is not None and row is not self._chosen]
+
+    @property
     def cheapest(self) -> str | None:
         """The target with the lowest price among those that can take the request now."""
         return min(self._able(), key=lambda row: row.price).target if self._able() else None
@@ -109,8 +113,8 @@ class Decision:
 
 
 def _dollars(nanos: float) -> str:
-    whole, _, part = money_text(round(nanos / 1e5) * 100_000).partition(".")
-    return f"${whole}.{part:0<4}"
+    dollars, rest = divmod(round(nanos / 1e5), 10_000)  # hundredths of a cent
+    return f"${dollars}.{rest:04}"
 
 
 def _words(row: Row) -> str:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import random as random_module
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from router.routing.breaker import CLOSED, Breaker
 from router.routing.settings import Prior, RoutingSettings
-from router.routing.sketch import P95_SAMPLES, Window, wilson
+from router.routing.sketch import wilson
 from router.routing.stats import Z95, Arm, Flight
-from router.routing.work import SizeLaw
+from router.routing.work import Kind, SizeLaw
 
 FORGET_REPLICA_S = 30.0  # a replica not heard of for so long has nothing in flight
-CLASS_WINDOWS = 64  # work classes reported per target
-COMPLETE = "complete"
-PHASES = ("submitted", "queued", "first_byte", COMPLETE)
 
 
 class Fleet:
@@ -34,7 +32,6 @@ class Fleet:
         self._replica = replica
         self._laws: dict[tuple[str, str], SizeLaw] = {}  # by operation and model
         self._providers: dict[str, str] = {}  # by target
-        self._windows: dict[tuple[str, str], dict[str, Window]] = {}  # by target and operation: phase or class
         self._others: dict[str, tuple[float, Mapping[str, int]]] = {}  # by replica: when told, in flight by target
         self.others_until = math.inf
         self.on_news: Callable[[], None] | None = None
@@ -44,9 +41,8 @@ class Fleet:
         arm = arms.get(target)
         if arm is None:
             law = self._laws.setdefault((operation, target.partition("/")[2]), SizeLaw())
-            arm = arms[target] = Arm(target, law, self._priors.get(target), self.settings)
+            arm = arms[target] = Arm(target, law, self.breaker(target), self._priors.get(target), self.settings)
             self._providers[target] = provider
-            self.breaker(target)
         return arm
 
     def breaker(self, target: str) -> Breaker:
@@ -55,14 +51,16 @@ class Fleet:
             breaker = self.breakers[target] = Breaker(self.settings, self._random, self._tell)
         return breaker
 
-    def median_pace(self, operation: str, default: float) -> float:
-        """The middle of the known targets' paces: what an unknown one is taken for."""
-        known = sorted(arm.pace.m for arm in self.arms[operation].values() if arm.pace.weight > 0.0)
-        return known[len(known) // 2] if known else default
+    def peers_pace(self, operation: str, arm: Arm) -> float:
+        """What an unknown target is taken for: the middle of the paces of the model's known ones, else what its prior
+        says."""
+        paces = sorted(
+            other.pace.m for other in self.arms[operation].values() if other.law is arm.law and other.pace.weight > 0.0
+        )
+        return paces[len(paces) // 2] if paces else arm.pace.mu
 
     def started(self, flight: Flight, attempt_id: str) -> None:
-        target = flight.arm.target
-        breaker = self.breakers[target]
+        target, breaker = flight.arm.target, flight.arm.breaker
         flight.probe = breaker.started(attempt_id)
         flight.busy = breaker.in_flight
         flight.arm.flights[attempt_id] = flight
@@ -73,16 +71,8 @@ class Fleet:
         target = flight.arm.target
         del flight.arm.flights[attempt_id]
         flight.arm.touch()
-        self.breakers[target].ended(attempt_id)
+        flight.arm.breaker.ended(attempt_id)
         self.in_flight[self._providers[target]] -= 1
-
-    def window(self, arm: Arm, operation: str, name: str) -> Window | None:
-        """Seconds of a phase, or of one class of work, over the last hour."""
-        windows = self._windows.setdefault((arm.target, operation), {})
-        window = windows.get(name)
-        if window is None and len(windows) < CLASS_WINDOWS + len(PHASES):
-            window = windows[name] = Window()
-        return window
 
     # -- the live table
 
@@ -91,13 +81,14 @@ class Fleet:
         self.forget_silent(now)
         table: dict[str, Any] = {}
         for operation, arm in self.every():
-            breaker = self.breakers[arm.target]
+            breaker = arm.breaker
             arm.refresh(now)
+            if arm.pace.weight == 0.0:
+                arm.pace.suppose(self.peers_pace(operation, arm))
             n = arm.successes + arm.failures
             low, high = wilson(arm.successes, n)
             median = math.exp(arm.pace.m)
             why, until = breaker.check(now, math.inf)
-            windows = self._windows.get((arm.target, operation), {})
             table.setdefault(arm.target, {})[operation] = {
                 # What the next request is reckoned with: one picture of one megapixel
                 "p50_s": round(median, 4),
@@ -106,6 +97,7 @@ class Fleet:
                 "success_low": round(low, 5),
                 "success_high": round(high, 5),
                 "samples": round(n, 2),
+                "basis": "measured" if arm.n > 0.0 else "prior" if arm.pace.weight > 0.0 else "model",
                 "age_s": round(now - arm.seen, 1) if arm.seen > -math.inf else None,
                 "changed": arm.pace.shift is not None,
                 "in_flight": len(arm.flights),
@@ -116,10 +108,7 @@ class Fleet:
                 "reason": why if why is not None else None,
                 "until_s": round(until - now, 1) if until is not None else None,
                 # What the last hour measured, as it came
-                "phases": {name: _measured(windows[name], now) for name in PHASES if name in windows},
-                "classes": {
-                    name: _measured(window, now) for name, window in sorted(windows.items()) if name not in PHASES
-                },
+                "hour": arm.hour.snapshot(now, partial(_median_s, arm)),
             }
         return table
 
@@ -191,12 +180,5 @@ class Fleet:
         self.others_until = oldest + FORGET_REPLICA_S
 
 
-def _measured(window: Window, now: float) -> dict[str, Any]:
-    seen = window.read(now)
-    p50, p95 = seen.quantile(0.5), seen.quantile(0.95)
-    return {
-        "n": seen.n,
-        "p50_s": round(p50, 4) if p50 is not None else None,
-        "p95_s": round(p95, 4) if p95 is not None else None,
-        "p95_sure": seen.n >= P95_SAMPLES,
-    }
+def _median_s(arm: Arm, kind: Kind) -> float:
+    return math.exp(arm.pace.m + arm.law.kind_load(kind))

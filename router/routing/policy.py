@@ -127,19 +127,21 @@ def normal_cdf(z: float) -> float:
 
 
 def _index(ask: Ask, row: Row, p: float, mean_s: float) -> float:
-    """Nanos that a success costs when this target is tried first."""
+    """Nanos that a success costs when this target is tried first. ``pick`` has the same inline."""
     lam, price = ask.value_of_time, row.price
     return price + lam * mean_s + (1.0 - p) / p * (row.bill * price + lam * row.fail_s + ask.failure)
 
 
 def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
     """The row to use and the mode of the choice; (None, "none") if every row is out. Sets each row's index."""
-    optimism = ask.optimism * ask.value_of_time if ask.first else 0.0
+    lam, failure = ask.value_of_time, ask.failure
+    optimism = ask.optimism * lam if ask.first else 0.0
     best: Row | None = None
     low = math.inf
     eligible = 0
     for row in rows:
-        row.index = _index(ask, row, row.p, row.mean_s)
+        p, price, waiting = row.p, row.price, lam * row.mean_s
+        row.index = price + waiting + (1.0 - p) / p * (row.bill * price + lam * row.fail_s + failure)
         if row.why is None:
             eligible += 1
             hope = row.index - optimism * row.mean_s * row.sd
@@ -177,21 +179,24 @@ def _look(rows: Sequence[Row], ask: Ask, best: Row) -> Row | None:
     """
     found: Row | None = None
     most = 0.0
-    typical = ask.typical / best.index if ask.typical > 0.0 else 1.0  # later requests, in units of this one
+    low, toll = best.index, ask.toll
+    typical = ask.typical / low if ask.typical > 0.0 else 1.0  # later requests, in units of this one
     for row in rows:
-        if row is best:
-            continue
-        if row.why == PROBE:
-            loss = _trouble_over(row, ask, best.index, row.well_p)
+        if row.why is None:
+            if row is best or row.in_flight or toll == math.inf:
+                continue
+            cost = row.index - low + toll
+            if row.well_s < row.mean_s:
+                loss = _trouble_over(row, ask, low, row.p)
+            else:
+                loss = _faster(row, ask, low, (cost + most) / typical)
+        elif row.why == PROBE:
+            loss = _trouble_over(row, ask, low, row.well_p)
             cost = row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure
             if row.unseen_s > ask.probe_every_s and loss > 0.0:
                 loss = math.inf
-        elif row.why is not None or row.in_flight or math.isinf(ask.toll):
-            continue
         else:
-            cost = row.index - best.index + ask.toll
-            changed = row.well_s < row.mean_s
-            loss = _trouble_over(row, ask, best.index, row.p) if changed else _faster(row, ask, best.index)
+            continue
         if loss * typical - cost > most:
             found, most = row, loss * typical - cost
     return found
@@ -203,23 +208,34 @@ def _trouble_over(row: Row, ask: Ask, best: float, p: float) -> float:
     return ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
 
 
-def _faster(row: Row, ask: Ask, best: float) -> float:
-    """Nanos lost by now by not looking whether a target has become faster, or is than its few samples say."""
-    strike = best - row.price
-    waiting = ask.value_of_time * row.mean_s
+def _faster(row: Row, ask: Ask, best: float, enough: float) -> float:
+    """Nanos lost by now by not looking whether a target has become faster, or is than its few samples say.
+
+    Zero if that cannot exceed ``enough``: what a put option is worth is less than its strike, and quicker to compute.
+    """
+    strike, waiting = best - row.price, ask.value_of_time * row.mean_s
     if strike <= 0.0 or waiting <= 0.0:
         return 0.0
-    unseen = min(row.unseen_s, ask.change_every_s)
-    saves = (row.doubt + 0.5 * unseen / ask.change_every_s) * _put(strike, waiting, ask.change_size)
-    if row.sd > LITTLE_KNOWN:
-        saves += _put(strike, waiting, row.sd)
+    unseen = row.unseen_s if row.unseen_s < ask.change_every_s else ask.change_every_s
+    faster = row.doubt + 0.5 * unseen / ask.change_every_s
+    vague = row.sd > LITTLE_KNOWN
+    if ask.rate * unseen * (faster + vague) * strike <= enough:
+        return 0.0
+    odds = math.log(strike / waiting)
+    saves = faster * _put(strike, waiting, odds, ask.change_size)
+    if vague:
+        saves += _put(strike, waiting, odds, row.sd)
     return ask.rate * unseen * saves
 
 
-def _put(strike: float, waiting: float, sd: float) -> float:
-    """What is saved on average if the pace is off by a log-normal factor: the value of a put option on the waiting."""
-    d = math.log(strike / waiting) / sd
-    return strike * normal_cdf(d) - waiting * math.exp(0.5 * sd * sd) * normal_cdf(d - sd)
+def _put(strike: float, waiting: float, odds: float, sd: float) -> float:
+    """What is saved on average if the pace is off by a log-normal factor: the value of a put option on the waiting.
+
+    ``odds`` is the logarithm of strike by waiting.
+    """
+    d = odds / sd
+    reached = 0.5 * math.erfc(-d * SQRT_HALF)
+    return strike * reached - waiting * math.exp(0.5 * sd * sd) * 0.5 * math.erfc((sd - d) * SQRT_HALF)
 
 
 def _draw(pool: Sequence[Row], draw: float) -> Row:

@@ -72,7 +72,8 @@ class Result(StrEnum):
     FAILURE = "failure"  # outage, 5xx, timeout, unusable answer
     RATE_LIMITED = "rate_limited"  # capacity: the target is well, but has enough
     BLOCKED = "blocked"  # our credential, credit or quota
-    NEUTRAL = "neutral"  # the request's own fault, or refused by content policy
+    REFUSED = "refused"  # by content policy
+    NEUTRAL = "neutral"  # the request's own fault, or ours
     CANCELLED = "cancelled"  # stopped by us or the client
 
 
@@ -102,6 +103,10 @@ class Outcome:
     @classmethod
     def blocked(cls) -> Outcome:
         return cls(Result.BLOCKED)
+
+    @classmethod
+    def refused(cls, cost_nanos: int | None = None) -> Outcome:
+        return cls(Result.REFUSED, None, cost_nanos)
 
     @classmethod
     def neutral(cls, cost_nanos: int | None = None) -> Outcome:

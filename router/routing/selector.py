@@ -20,11 +20,11 @@ from router.routing.budget import Budget
 from router.routing.constraints import constrain, prefer_whole
 from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
-from router.routing.fleet import COMPLETE, PHASES, Fleet
+from router.routing.fleet import Fleet
 from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
 from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
-from router.routing.stats import Arm, Flight
+from router.routing.stats import Flight
 from router.routing.work import SizeLaw, Work
 
 NANOS = 1e9
@@ -117,70 +117,75 @@ class Selector:
         return Decision(ask, rows, chosen, mode, now, None)
 
     def _rows(self, request: RouteRequest, now: float, tried: Sequence[str], elapsed_s: float) -> list[Row]:
-        """Every candidate with what is believed of it for this request's work."""
+        """Every candidate with what is believed of it for this request's work.
+
+        The hot path: whatever does not depend on the request is kept in the arms between events.
+        """
         fleet = self._fleet
         if now > fleet.others_until:
             fleet.forget_silent(now)
-        arms = fleet.arms.get(request.operation, {})
-        breakers = fleet.breakers
-        work = Work.of(request.images, request.megapixels, request.quality)
+        operation = request.operation
+        arms = fleet.arms.get(operation, {})
         concurrency = self.settings.concurrency
+        stuck = self.settings.stuck
         left_s = math.inf if request.deadline_s is None else max(request.deadline_s - elapsed_s, 1e-3)
-        peers: float | None = None
+        work = Work.of(request.images, request.megapixels, request.quality)
         law: SizeLaw | None = None
-        load = limit_s = ln_limit = 0.0
+        load = grows = limit_s = ln_limit = 0.0
         rows: list[Row] = []
         for candidate in request.candidates:
             target = candidate.target
             arm = arms.get(target)
             if arm is None:
-                arm = fleet.arm(request.operation, target, candidate.provider)
-                arms = fleet.arms[request.operation]
-            breaker = breakers[target]
-            arm.refresh(now)
-            if arm.silence > self.settings.stuck and breaker.state == CLOSED:
-                breaker.eject(STUCK, now)
-                arm.seen, arm.last_fail_s = now, candidate.limit_s
+                arm = fleet.arm(operation, target, candidate.provider)
+                arms = fleet.arms[operation]
+            breaker = arm.breaker
+            if now >= arm.fresh_until:
+                arm.refresh(now)
+                if arm.silence > stuck and breaker.state == CLOSED:
+                    breaker.eject(STUCK, now)
+                    arm.seen, arm.last_fail_s = now, candidate.limit_s
+                if arm.pace.weight == 0.0:
+                    arm.pace.suppose(fleet.peers_pace(operation, arm))
             pace = arm.pace
-            m, sigma, p = pace.m, pace.sigma, arm.p
-            if pace.weight == 0.0:
-                if peers is None:
-                    peers = fleet.median_pace(request.operation, m)
-                m = peers
             if arm.law is not law:
                 law = arm.law
                 load = law.load(work if candidate.megapixels is None else _work(request, candidate))
-            ln_median = m + load
-            mean_s = math.exp(ln_median + 0.5 * sigma * sigma)
+                grows = math.exp(load)
+            p, sigma = arm.p, pace.sigma
+            ln_median = pace.m + load
+            mean_s = pace.mean_s * grows
             # A failure takes as long as the recent ones did, or as a success would.
             fail_s = (FAIL_SAMPLES * mean_s + arm.fail_s) / (FAIL_SAMPLES + arm.failures)
-            if limit_s != min(candidate.limit_s, left_s):
-                limit_s = min(candidate.limit_s, left_s)
-                ln_limit = math.log(limit_s)
-            z = (ln_limit - ln_median) / sigma
-            if z < SURE_IN_TIME:
+            limit = candidate.limit_s
+            if limit > left_s:
+                limit = left_s
+            if limit != limit_s:
+                limit_s, ln_limit = limit, math.log(limit)
+            if ln_limit - ln_median < SURE_IN_TIME * sigma:
                 # Some would be too slow: they end at the limit as failures, and the successes are the quicker ones.
+                z = (ln_limit - ln_median) / sigma
                 in_time = max(normal_cdf(z), 1e-3)
                 mean_s *= normal_cdf(z - sigma) / in_time
                 lost_s = (1.0 - p) * fail_s + p * (1.0 - in_time) * limit_s
                 p *= in_time
                 fail_s = lost_s / (1.0 - p)
-            crowd = breaker.in_flight + breaker.elsewhere + 1
+            in_flight = breaker.in_flight
+            crowd = in_flight + breaker.elsewhere + 1
             if crowd > breaker.proven:
                 # Nobody knows whether it can do so many at once: reckon with up to twice the time.
                 mean_s *= min(crowd / breaker.proven, 2.0)
+            why = candidate.excluded
             until: float | None = None
-            if candidate.excluded is not None:
-                why: str | None = candidate.excluded
+            if why is not None:
+                pass
             elif target in tried:
                 why = "tried"
             elif concurrency or breaker.watched:
                 why, until = breaker.check(now, concurrency.get(target, math.inf))
                 if why is None and self._provider_full(candidate.provider):
                     why = "limit"
-            else:
-                why = None
-            billed = arm.bills
+            failures, billed = arm.bills
             row = Row(
                 target,
                 candidate.provider,
@@ -188,26 +193,28 @@ class Selector:
                 p,
                 mean_s,
                 fail_s,
-                (BILL_SAMPLES * candidate.failure_bills + billed[1]) / (BILL_SAMPLES + billed[0]),
+                (BILL_SAMPLES * candidate.failure_bills + billed) / (BILL_SAMPLES + failures),
                 ln_median,
                 sigma,
                 pace.sd,
                 arm.successes + arm.failures,
                 now - arm.seen,
                 pace.doubt,
-                breaker.in_flight,
+                in_flight,
                 why,
                 candidate.weight,
                 candidate.priority,
                 limit_s,
             )
-            row.until = until
             if why == PROBE:
+                row.until = until
                 row.well_p = arm.p_long
-                row.well_s = mean_s * math.exp(min(pace.mu - m, 0.0))
+                row.well_s = mean_s * math.exp(min(pace.mu - pace.m, 0.0))
                 row.fail_s = arm.last_fail_s
+            elif why is not None:
+                row.until = until
             elif pace.shift is not None:
-                row.well_s = mean_s * math.exp(pace.mu - m)
+                row.well_s = mean_s * math.exp(pace.mu - pace.m)
             rows.append(row)
         return rows
 
@@ -236,24 +243,25 @@ class Selector:
 
     def on_start(self, target: str, request: RouteRequest, now: float, attempt_id: str) -> None:
         """An attempt leaves for ``target``."""
-        candidate = next((c for c in request.candidates if c.target == target), None)
         fleet = self._fleet
-        arm = fleet.arm(
-            request.operation, target, candidate.provider if candidate is not None else target.partition("/")[0]
-        )
+        provider, price, work = target.partition("/")[0], 0, _work(request, None)
+        for candidate in request.candidates:
+            if candidate.target == target:
+                provider, price, work = candidate.provider, candidate.price_nanos, _work(request, candidate)
+                break
+        arm = fleet.arm(request.operation, target, provider)
         if arm.pace.weight == 0.0:
-            arm.pace.adopt(fleet.median_pace(request.operation, arm.pace.m))
-        work = _work(request, candidate)
-        price = candidate.price_nanos if candidate is not None else 0
-        flight = Flight(arm, now, work, price, request.model, request.operation)
+            arm.pace.adopt(fleet.peers_pace(request.operation, arm))
+        flight = Flight(arm, now, work, price, request.model)
         fleet.started(flight, attempt_id)
         self._flights[attempt_id] = flight
 
     def on_progress(self, attempt_id: str, phase: str, now: float) -> None:
-        """The attempt reached a phase: ``submitted``, ``queued`` or ``first_byte``."""
+        """The attempt reached a phase at ``now``: ``submitted`` (a job was accepted), ``queued`` (it left the
+        provider's queue) or ``first_byte``. For people only; the choice rests on how long whole calls take."""
         flight = self._flights.get(attempt_id)
-        if flight is not None and phase in PHASES:
-            self._measure(flight.arm, flight.operation, phase, now - flight.start, now)
+        if flight is not None:
+            flight.arm.hour.reached(phase, now - flight.start, now)
 
     def on_end(self, attempt_id: str, outcome: Outcome, now: float) -> None:
         """The attempt ended. An id that is not running is ignored, so that it is safe to report twice."""
@@ -263,9 +271,10 @@ class Selector:
         if flight is None:
             return
         fleet, arm = self._fleet, flight.arm
-        breaker = fleet.breakers[arm.target]
+        breaker = arm.breaker
         fleet.ended(flight, attempt_id)
         seconds = outcome.latency_s if outcome.latency_s is not None else now - flight.start
+        arm.hour.ended(outcome.result, seconds, flight.work, now)
         cost = outcome.cost_nanos
         match outcome.result:
             case Result.SUCCESS:
@@ -273,8 +282,6 @@ class Selector:
                 if keep is not None:
                     arm.recovered(keep)
                 arm.on_success(seconds, flight.work, flight.start, now)
-                self._measure(arm, flight.operation, COMPLETE, seconds, now)
-                self._measure(arm, flight.operation, flight.work.name, seconds, now)
                 self._budget(flight.model).book(flight.price if cost is None else cost, 0.0, now)
             case Result.FAILURE:
                 self._failed(flight, seconds, outcome, now)
@@ -289,23 +296,18 @@ class Selector:
                     self._failed(flight, seconds, outcome, now)
                 lost = flight.price if cost is None else cost
                 self._budget(flight.model).book(lost, lost, now)
-            case Result.NEUTRAL:
+            case Result.REFUSED | Result.NEUTRAL:
                 if cost:
                     self._budget(flight.model).book(cost, cost, now)
 
     def _failed(self, flight: Flight, seconds: float, outcome: Outcome, now: float) -> None:
         arm = flight.arm
-        breaker = self._fleet.breakers[arm.target]
+        breaker = arm.breaker
         if outcome.timed_out and arm.on_limit(seconds, flight, now) < 0.5 and not flight.probe:
             return  # slow, as its work explains, and cut short by the limit
         arm.on_failure(seconds, now, billed=outcome.billed, news=breaker.state == CLOSED)
         arm.refresh(now)
         breaker.failed(flight.probe, arm.p_long, arm.successes, arm.failures, now)
-
-    def _measure(self, arm: Arm, operation: str, name: str, seconds: float, now: float) -> None:
-        window = self._fleet.window(arm, operation, name)
-        if window is not None:
-            window.add(max(seconds, 0.0), now)
 
     # -- after a failure
 
@@ -423,12 +425,11 @@ class Selector:
             arm = self._fleet.arm(sample.operation, sample.target, sample.target.partition("/")[0])
             work = Work.of(sample.images, sample.megapixels, sample.quality)
             arm.refresh(sample.at)  # as it was before every request: a sample is judged by what was believed then
+            arm.hour.ended(sample.result, sample.latency_s, work, sample.at)
             if sample.result is Result.SUCCESS:
                 if arm.pace.weight == 0.0:
-                    arm.pace.adopt(self._fleet.median_pace(sample.operation, arm.pace.m))
+                    arm.pace.adopt(self._fleet.peers_pace(sample.operation, arm))
                 arm.on_success(sample.latency_s, work, sample.at - sample.latency_s, sample.at)
-                self._measure(arm, sample.operation, COMPLETE, sample.latency_s, sample.at)
-                self._measure(arm, sample.operation, work.name, sample.latency_s, sample.at)
             elif sample.result is Result.FAILURE:
                 arm.on_failure(sample.latency_s, sample.at)
         for _, arm in self._fleet.every():

@@ -27,6 +27,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+DEFAULT_P50_S = 5.0
+"""An assumption, of a target nobody knows anything about: one picture of one megapixel."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prior:
     """What is believed of a target before it has been used: one generation of one picture of one megapixel."""
@@ -34,6 +38,7 @@ class Prior:
     p50_s: float | None = None
     p95_s: float | None = None
     success: float | None = None  # share of attempts that succeed, 0..1
+    samples: float = 5.0  # what p50_s counts as; 0: only until one of the model's other targets is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class RoutingSettings:
 
     # Ejection and capacity
     open_s: float = 5.0  # first pause; doubles, half-to-full jitter
-    open_cap_s: float = 120.0
+    open_cap_s: float = 150.0
     probe_every_s: float = 1800.0  # an ejected target that could matter is probed at least this often
     stuck: float = 6.0  # ejected when the running calls would last so long only once in e^6 times
     blocked_s: float = 300.0  # pause after a refused credential or an empty account

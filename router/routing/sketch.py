@@ -19,10 +19,13 @@ class Histogram:
         self.counts: dict[int, int] = dict(counts or {})
         self.n = sum(self.counts.values())
 
-    def add(self, seconds: float, times: int = 1) -> None:
-        bucket = math.ceil(math.log(max(seconds, 1e-6)) * self._SCALE)
-        self.counts[bucket] = self.counts.get(bucket, 0) + times
-        self.n += times
+    @classmethod
+    def bucket(cls, seconds: float) -> int:
+        return math.ceil(math.log(max(seconds, 1e-6)) * cls._SCALE)
+
+    def add(self, bucket: int) -> None:
+        self.counts[bucket] = self.counts.get(bucket, 0) + 1
+        self.n += 1
 
     def merge(self, other: Histogram) -> None:
         for bucket, times in other.counts.items():
@@ -44,20 +47,21 @@ class Histogram:
 class Window:
     """A histogram of the last hour: twelve slots of five minutes, the oldest dropped as time goes on."""
 
-    __slots__ = ("_slots",)
+    __slots__ = ("_key", "_slot", "_slots")
     SLOT_S = 300.0
     SLOTS = 12
 
     def __init__(self) -> None:
         self._slots: dict[int, Histogram] = {}
+        self._key: int | None = None
+        self._slot = Histogram()
 
-    def add(self, seconds: float, now: float) -> None:
+    def add(self, bucket: int, now: float) -> None:
         key = int(now // self.SLOT_S)
-        slot = self._slots.get(key)
-        if slot is None:
+        if key != self._key:
             self._drop(key)
-            slot = self._slots[key] = Histogram()
-        slot.add(seconds)
+            self._key, self._slot = key, self._slots.setdefault(key, Histogram())
+        self._slot.add(bucket)
 
     def read(self, now: float) -> Histogram:
         """Everything of the last hour in one histogram."""

@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from router.routing.settings import Prior, RoutingSettings
+from router.routing.breaker import Breaker
+from router.routing.hour import Hour
+from router.routing.settings import DEFAULT_P50_S, Prior, RoutingSettings
 from router.routing.work import SizeLaw, Work
 
 LN2 = math.log(2.0)
@@ -22,13 +24,13 @@ SUMS = 9  # numbers that replicas tell each other of an arm
 Z95 = 1.6448536269514722  # standard normal quantile of 0.95
 SQRT_HALF = math.sqrt(0.5)
 
-DEFAULT_P50_S = 5.0  # of a target nobody knows anything about
 DEFAULT_SIGMA = 0.6
 DEFAULT_SUCCESS = 0.98
 LEAST_SIGMA = 0.08
-PRIOR_SAMPLES = 5.0  # what a configured p50 counts as
+SIGMA_SAMPLES = 5.0  # what the spread counts as, before there are any
 STALLS, STALL_SAMPLES = 0.001, 100.0  # share of calls that hang, until learnt, and how firmly that is believed
 FRESH_S, FRESH = 0.5, 0.1  # estimates are good for so many seconds, and for this share of a call
+HASTE_S = 2e-4  # ... and after an answer for this long per running call: each is looked at anew, which takes time
 MATERIAL = 0.3  # log-seconds: a smaller change is followed, but not held on to
 PLENTY = 3.0  # recent samples that need no help from what was held on to
 DRIFT = 1.5  # the change, in standard deviations, that runs of odd samples are summed up for
@@ -63,6 +65,7 @@ class Pace:
         "_well_at",
         "doubt",
         "m",
+        "mean_s",
         "mu",
         "n",
         "out",
@@ -78,11 +81,13 @@ class Pace:
     def __init__(self, prior: Prior | None, settings: RoutingSettings) -> None:
         p50 = prior.p50_s if prior is not None else None
         p95 = prior.p95_s if prior is not None else None
+        if p95 and not p50:
+            p50, p95 = p95 * math.exp(-Z95 * DEFAULT_SIGMA), None
         self._settings = settings
         self.mu = math.log(p50 or DEFAULT_P50_S)  # the long run
         self.sigma = max(LEAST_SIGMA, math.log(p95 / p50) / Z95) if p50 and p95 else DEFAULT_SIGMA
         self.var = self.sigma * self.sigma
-        self.weight = PRIOR_SAMPLES if p50 else 0.0  # samples behind mu
+        self.weight = prior.samples if prior is not None and p50 else 0.0  # samples behind mu
         self.sd = self.sigma / math.sqrt(self.weight + 1.0)  # standard deviation of mu
         self.n = 0.0  # recent samples, and their sum
         self.y = 0.0
@@ -97,10 +102,16 @@ class Pace:
         self._faster = list(NO_RUN)
         self.out = [0.0] * 4  # learnt and not yet told to other replicas: n, y, weight in mu, that times y
         self.m = self.mu  # the estimate
+        self.mean_s = math.exp(self.m + 0.5 * self.var)  # of a success, by that estimate
         self.quiet = self.mu  # the estimate without the calls that are running
 
+    def suppose(self, m: float) -> None:
+        """Nothing is known of this target: reckon with what its peers do."""
+        self.m = m
+        self.mean_s = math.exp(m + 0.5 * self.var)
+
     def adopt(self, m: float) -> None:
-        """Nothing is known of this target: begin with what its peers do, as one sample."""
+        """Nothing is known of this target, but it is being used: begin with what its peers do, as one sample."""
         self.mu = self.m = self.quiet = m
         self.weight = 1.0
         self.sd = self.sigma * SQRT_HALF
@@ -130,6 +141,7 @@ class Pace:
         if self.shift is not None and abs(self.shift) > abs(off):
             off = self.shift
         self.m = self.mu + off
+        self.mean_s = math.exp(self.m + 0.5 * self.sigma * self.sigma)
         if information == 0.0:
             self.quiet = self.m
 
@@ -161,7 +173,7 @@ class Pace:
             self.out[i] += amount
         believed = min(s.same_strength, self.weight) + self.n
         fair = believed / (believed + 1.0)  # the error's variance holds the estimate's own
-        self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * step / (self.weight + PRIOR_SAMPLES)
+        self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * step / (self.weight + SIGMA_SAMPLES)
         self.sigma = max(LEAST_SIGMA, math.sqrt(self.var))
         self.sd = self.sigma / math.sqrt(self.weight + 1.0)
         if self.weight >= STEADY and self.shift is None:
@@ -236,16 +248,15 @@ class Pace:
 class Flight:
     """A call that is running."""
 
-    __slots__ = ("arm", "busy", "load", "model", "operation", "price", "probe", "start", "work")
+    __slots__ = ("arm", "busy", "load", "model", "price", "probe", "start", "work")
 
-    def __init__(self, arm: Arm, start: float, work: Work, price: int, model: str, operation: str) -> None:
+    def __init__(self, arm: Arm, start: float, work: Work, price: int, model: str) -> None:
         self.arm = arm
         self.start = start
         self.work = work
         self.load = arm.law.load(work)
         self.price = price  # nanos
         self.model = model
-        self.operation = operation
         self.probe = False
         self.busy = 1  # calls that its target had when it left, with this one
 
@@ -256,13 +267,16 @@ class Arm:
     __slots__ = (
         "_answered",
         "_at",
-        "_fresh_until",
+        "_refreshed",
         "_settings",
         "_stepped",
         "bills",
+        "breaker",
         "fail_s",
         "failures",
         "flights",
+        "fresh_until",
+        "hour",
         "last_fail_s",
         "law",
         "n",
@@ -277,10 +291,14 @@ class Arm:
         "target",
     )
 
-    def __init__(self, target: str, law: SizeLaw, prior: Prior | None, settings: RoutingSettings) -> None:
+    def __init__(
+        self, target: str, law: SizeLaw, breaker: Breaker, prior: Prior | None, settings: RoutingSettings
+    ) -> None:
         success = prior.success if prior is not None else None
         self.target = target
         self.law = law
+        self.breaker = breaker  # the target's, whatever the operation
+        self.hour = Hour()
         self.pace = Pace(prior, settings)
         self._settings = settings
         self.p_long = min(max(success, 0.02), 0.999) if success is not None else DEFAULT_SUCCESS
@@ -298,15 +316,14 @@ class Arm:
         self.out = [0.0] * 5  # not yet told: successes, failures, their seconds, outcomes for the long run, good ones
         self._answered = -math.inf  # start of the latest call that was answered
         self._stepped = -math.inf  # when the long run last took a sample
-        self._at = 0.0  # the recent sums are aged to here
-        self._fresh_until = -math.inf
+        self._at = -math.inf  # the recent sums are aged to here
+        self._refreshed = -math.inf
+        self.fresh_until = -math.inf  # until then there is no need to refresh
 
     # -- reading
 
     def refresh(self, now: float) -> None:
-        """Bring the estimates up to ``now``; costs next to nothing while they are fresh."""
-        if now < self._fresh_until:
-            return
+        """Bring the estimates up to ``now``."""
         self._age(now)
         s = self._settings
         pace = self.pace
@@ -334,11 +351,12 @@ class Arm:
         pace.estimate(hazards, information, now)
         good = s.success_strength * self.p_long + self.successes
         self.p = max(0.02, good / (s.success_strength + self.successes + self.failures + stuck))
-        self._fresh_until = now + min(FRESH_S, FRESH * math.exp(pace.m))
+        self._refreshed = now
+        self.fresh_until = now + min(FRESH_S, FRESH * pace.mean_s)
 
     def touch(self) -> None:
-        """Something changed: the next refresh computes anew."""
-        self._fresh_until = -math.inf
+        """Something changed: the estimates need a refresh soon."""
+        self.fresh_until = min(self.fresh_until, self._refreshed + HASTE_S * len(self.flights))
 
     # -- learning
 
@@ -355,7 +373,8 @@ class Arm:
         self.stalls -= self.stalls / self._stall_samples()
         self._answered = max(self._answered, start)
         self._outcome(1.0, step)
-        self._heard(now)
+        self.seen = now
+        self.touch()
         self.out[0] += 1.0
 
     def on_failure(self, seconds: float, now: float, *, billed: bool | None = None, news: bool = True) -> None:
@@ -369,7 +388,8 @@ class Arm:
             self.bills[1] += billed
         if news:
             self._outcome(0.0, self._step(now))
-        self._heard(now)
+        self.seen = now
+        self.fresh_until = -math.inf
         self.out[1] += 1.0
         self.out[2] += seconds
 
@@ -387,7 +407,7 @@ class Arm:
         stuck = self.stalls / (self.stalls + (1.0 - self.stalls) * survival)
         pace.cut_short(hazard, information, 1.0 - stuck)
         self.stalls += (stuck - self.stalls) / self._stall_samples()
-        self._fresh_until = -math.inf
+        self.fresh_until = -math.inf
         return stuck
 
     def recovered(self, keep: float) -> None:
@@ -395,7 +415,7 @@ class Arm:
         self.pace.forget(keep)
         self.failures *= keep
         self.fail_s *= keep
-        self._fresh_until = -math.inf
+        self.fresh_until = -math.inf
 
     def told(self) -> list[float]:
         """What has been learnt since the last call, as sums for ``absorb``."""
@@ -426,7 +446,7 @@ class Arm:
             self.p_long += (good / outcomes - self.p_long) * outcomes / (self.n + 10.0)
         if seen_s is not None:
             self.seen = max(self.seen, now - seen_s)
-        self._fresh_until = -math.inf
+        self.fresh_until = -math.inf
 
     def _age(self, now: float) -> None:
         dt = now - self._at
@@ -454,7 +474,3 @@ class Arm:
         self.p_long += (value - self.p_long) * step / (self.n + 10.0)
         self.out[3] += step
         self.out[4] += step * value
-
-    def _heard(self, now: float) -> None:
-        self.seen = now
-        self._fresh_until = -math.inf

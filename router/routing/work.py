@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 EXPONENTS = (0.7, 0.42)  # of megapixels and of images, until learnt
@@ -11,24 +12,34 @@ MEMORY = 200.0  # samples behind a class's offset
 SHRINK = 10.0  # samples after which a class counts for half of what it says
 
 
+Kind = tuple[int, int, str | None]  # a class of work: size in half octaves, number of images, quality
+HALF_OCTAVES = 2.0 / math.log(2.0)  # of a size, per unit of its logarithm
+
+
 class Work(NamedTuple):
-    """One request's work. ``kind`` is its class: size in half octaves, number of images, quality."""
+    """One request's work."""
 
     ln_megapixels: float
     ln_images: float
-    kind: tuple[int, int, str | None]
+    kind: Kind
 
-    @classmethod
-    def of(cls, images: int, megapixels: float, quality: str | None) -> Work:
+    @staticmethod
+    @lru_cache(1024)  # most requests are like others before them
+    def of(images: int, megapixels: float, quality: str | None) -> Work:
         ln_megapixels = math.log(max(megapixels, 1e-3))
-        return cls(ln_megapixels, math.log(max(images, 1)), (round(ln_megapixels * 2.885), images, quality))
+        return Work(ln_megapixels, math.log(max(images, 1)), (round(ln_megapixels * HALF_OCTAVES), images, quality))
 
     @property
     def name(self) -> str:
-        """The class in words: ``1.4 MP x 4 high``."""
-        half_octaves, images, quality = self.kind
-        text = f"{2.0 ** (half_octaves / 2.0):.2g} MP x {images}"
-        return f"{text} {quality}" if quality else text
+        """Its class in words."""
+        return kind_name(self.kind)
+
+
+def kind_name(kind: Kind) -> str:
+    """A class of work in words: ``1.4 MP x 4 high``."""
+    half_octaves, images, quality = kind
+    text = f"{2.0 ** (half_octaves / 2.0):.2g} MP x {images}"
+    return f"{text} {quality}" if quality else text
 
 
 class SizeLaw:
@@ -45,13 +56,17 @@ class SizeLaw:
         self.exponents = EXPONENTS
         self._cov = (0.05, 0.0, 0.05)
         self._mean = (0.3, 0.2)
-        self._classes: dict[tuple[int, int, str | None], tuple[float, float]] = {}
+        self._classes: dict[Kind, tuple[float, float]] = {}
 
     def load(self, work: Work) -> float:
         a, b = self.exponents
         load = a * work[0] + b * work[1]
         known = self._classes.get(work[2])
         return load if known is None else load + known[1] / (known[0] + SHRINK)
+
+    def kind_load(self, kind: Kind) -> float:
+        """The same for a class of work, at the middle of its sizes."""
+        return self.load(Work(kind[0] / HALF_OCTAVES, math.log(max(kind[1], 1)), kind))
 
     def learn(self, error: float, var: float, work: Work) -> None:
         """A Kalman step for the exponents, around the mean work so that size law and pace do not mix."""

@@ -221,3 +221,13 @@ def test_a_restart_may_be_warmed_with_what_the_ledger_knows():
     facts = machine.snapshot(0.0)["a/m"]["generate"]
     assert facts["p50_s"] < 1.5
     assert facts["samples"] > 5
+
+
+@pytest.mark.parametrize("started", [0.0, 50_000.0])
+def test_what_the_ledger_knows_of_half_an_hour_ago_is_no_recent_evidence(started):
+    """Wherever the clock stands: on a host that has just booted, the past has negative times."""
+    machine = selector()
+    machine.warm(Sample("a/m", "generate", 1, 1.0, Result.FAILURE, 1.0, started - 1800.0 + n) for n in range(20))
+    facts = machine.snapshot(started)["a/m"]["generate"]
+    assert facts["samples"] < 0.01
+    assert facts["hour"]["results"] == {"failure": 20}

@@ -1,0 +1,157 @@
+"""What people are told of a target: figures with number, interval and age, kept apart by how calls ended."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.routing import Candidate, Outcome, Prior, RouteRequest, Selector
+from router.routing.sketch import P95_SAMPLES, Histogram, wilson
+
+TARGETS = ("a/m", "b/m")
+
+
+def asked(images: int = 1, megapixels: float = 1.0, quality: str | None = None) -> RouteRequest:
+    candidates = tuple(Candidate(name, name[0], 10**7, 10**7) for name in TARGETS)
+    return RouteRequest("m", "generate", candidates, images, megapixels, quality)
+
+
+def run(selector: Selector, request: RouteRequest, outcome: Outcome, start: float, seconds: float, **phases: float):
+    attempt = f"{start}"
+    selector.on_start("a/m", request, start, attempt)
+    for phase, after_s in phases.items():
+        selector.on_progress(attempt, phase, start + after_s)
+    selector.on_end(attempt, outcome, start + seconds)
+
+
+def hour(selector: Selector, now: float):
+    return selector.snapshot(now)["a/m"]["generate"]["hour"]
+
+
+def test_every_phase_is_measured_from_the_start_of_the_attempt():
+    selector = Selector()
+    for n in range(P95_SAMPLES):
+        run(selector, asked(), Outcome.success(), 10.0 * n, 3.0, submitted=0.2, queued=1.0, first_byte=2.5, lunch=2.6)
+    facts = hour(selector, 600.0)
+    assert facts["p50_s"] == pytest.approx(3.0, rel=0.011)
+    assert facts["p95_sure"]
+    found = {name: (phase["n"], phase["p50_s"]) for name, phase in facts["phases"].items()}
+    assert found == {
+        "submitted": (59, pytest.approx(0.2, rel=0.011)),
+        "queued": (59, pytest.approx(1.0, rel=0.011)),
+        "first_byte": (59, pytest.approx(2.5, rel=0.011)),
+    }
+
+
+def test_a_percentile_from_few_samples_says_so():
+    selector = Selector()
+    for n in range(P95_SAMPLES - 1):
+        run(selector, asked(), Outcome.success(), 10.0 * n, 3.0)
+    assert (hour(selector, 600.0)["n"], hour(selector, 600.0)["p95_sure"]) == (58, False)
+
+
+def test_ends_are_counted_apart_and_only_the_targets_own_count_for_its_success():
+    selector = Selector()
+    ends = {
+        "success": (Outcome.success(), 9),
+        "failure": (Outcome.failure(), 1),
+        "rate_limited": (Outcome.rate_limited(), 2),
+        "blocked": (Outcome.blocked(), 3),
+        "refused": (Outcome.refused(), 4),
+        "neutral": (Outcome.neutral(), 5),
+        "cancelled": (Outcome.cancelled(), 6),
+    }
+    now = 0.0
+    for outcome, times in ends.values():
+        for _ in range(times):
+            run(selector, asked(), outcome, now, 1.0)
+            now += 2.0
+    facts = hour(selector, now)
+    assert facts["results"] == {name: times for name, (_, times) in ends.items()}
+    assert (facts["success"], facts["success_low"], facts["success_high"]) == (0.9, 0.59585, 0.98212)  # Wilson, 9 of 10
+
+
+def test_classes_of_work_are_kept_apart_and_a_new_one_is_reckoned_from_the_others():
+    selector = Selector()
+    for n in range(40):
+        run(selector, asked(1, 1.0), Outcome.success(), 20.0 * n, 2.0)
+        run(selector, asked(4, 4.0, "high"), Outcome.success(), 20.0 * n + 10.0, 9.0)
+    run(selector, asked(2, 2.0), Outcome.failure(), 900.0, 1.0)
+    classes = hour(selector, 901.0)["classes"]
+    assert list(classes) == ["1 MP x 1", "2 MP x 2", "4 MP x 4 high"]
+    assert classes["1 MP x 1"]["p50_s"] == pytest.approx(2.0, rel=0.011)
+    assert classes["4 MP x 4 high"]["p50_s"] == pytest.approx(9.0, rel=0.011)
+    assert classes["1 MP x 1"]["success"] == 1.0
+    fresh = classes["2 MP x 2"]
+    assert (fresh["n"], fresh["p50_s"], fresh["success"]) == (0, None, 0.0)
+    assert 2.0 < fresh["reckoned_p50_s"] < 9.0
+
+
+def test_the_hour_slides():
+    selector = Selector()
+    run(selector, asked(), Outcome.success(), 0.0, 2.0, first_byte=1.0)
+    assert hour(selector, 3000.0)["n"] == 1
+    late = hour(selector, 4000.0)
+    assert (late["n"], late["results"], late["phases"]["first_byte"]["n"]) == (0, {}, 0)
+    assert selector.snapshot(4000.0)["a/m"]["generate"]["age_s"] == 3998.0
+
+
+@given(
+    parts=st.lists(st.lists(st.floats(0.01, 600.0), max_size=60), min_size=1, max_size=4),
+    q=st.sampled_from([0.5, 0.95, 0.99]),
+)
+def test_merged_sketches_are_within_one_percent_of_the_sorted_list(parts, q):
+    merged = Histogram()
+    for part in parts:
+        sketch = Histogram()
+        for seconds in part:
+            sketch.add(Histogram.bucket(seconds))
+        merged.merge(sketch)
+    everything = sorted(seconds for part in parts for seconds in part)
+    assert merged.n == len(everything)
+    if everything:
+        exact = everything[min(max(1, math.ceil(q * len(everything))), len(everything)) - 1]
+        assert merged.quantile(q) == pytest.approx(exact, rel=0.0101)
+    else:
+        assert merged.quantile(q) is None
+
+
+@pytest.mark.parametrize(
+    ("good", "n", "low", "high"),
+    [(11, 11, 0.7411, 1.0), (0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (50, 100, 0.4038, 0.5962)],
+)
+def test_wilsons_interval(good, n, low, high):
+    assert wilson(good, n) == pytest.approx((low, high), abs=1e-4)
+
+
+# --- before anything has been measured ----------------------------------------------------------------------------
+
+
+def facts_of(selector: Selector, target: str, now: float):
+    selector.choose(asked(), now)
+    facts = selector.snapshot(now)[target]["generate"]
+    return facts["basis"], facts["p50_s"], facts["p95_s"]
+
+
+@pytest.mark.parametrize(
+    ("priors", "basis", "p50", "p95"),
+    [
+        ({"a/m": Prior(2.0, 6.0)}, "prior", 2.0, 6.0),
+        ({"a/m": Prior(2.0, 6.0, samples=0.0)}, "model", 2.0, 6.0),
+        ({"a/m": Prior(None, 78.0, samples=0.0)}, "model", 29.07, 78.0),  # the usual spread under a p95
+        ({"b/m": Prior(9.0, 20.0)}, "model", 9.0, None),  # what the model's other target does
+        ({"a/m": Prior(2.0, 6.0, samples=0.0), "b/m": Prior(9.0, 20.0)}, "model", 9.0, None),
+        ({"b/other": Prior(30.0, 60.0)}, "model", 5.0, None),  # another model says nothing
+    ],
+)
+def test_an_unused_target_begins_with_its_prior_its_peers_or_what_is_expected_of_the_model(priors, basis, p50, p95):
+    selector = Selector(priors=priors, random=random.Random(0))
+    found = facts_of(selector, "a/m", 1.0)
+    assert found[:2] == (basis, pytest.approx(p50, rel=1e-3))
+    assert p95 is None or found[2] == pytest.approx(p95, rel=1e-3)
+    run(selector, asked(), Outcome.success(), 2.0, 3.0)
+    assert facts_of(selector, "a/m", 10.0)[0] == "measured"
