@@ -305,6 +305,22 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
     return target, prior, weights
 
 
+def _expected(section: Section) -> Prior | None:
+    """What the targets of a model are taken for that have no prior, until one of them has been measured."""
+    if section.data.get("expect") is None:
+        return None
+    numbers = section.section("expect")
+    p50, p95 = numbers.number_or("p50_s", 0.0), numbers.number_or("p95_s", 0.0)
+    source = numbers.text("source")
+    numbers.done()
+    if not source:
+        numbers.problem("source", "say where the figures are from and of when, or that they are an assumption")
+    if p95 <= 0 or p50 < 0 or p50 > p95:
+        numbers.problem("", "needs p95_s above 0, and p50_s (where known) at most that")
+        return None
+    return Prior(p50 or None, p95, samples=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class _TargetBuilder:
     """Builds a model's targets at the providers in use, and notes what the file says of each beside itself."""
@@ -331,6 +347,10 @@ def _model(slug: str, section: Section, build: _TargetBuilder) -> Model:
         section.problem("", "a slug is lower-case letters, digits, '.', '_' and '-'")
     declared = list(section.sections("targets"))
     targets = [target for name, part in declared if (target := build(slug, name, part)) is not None]
+    expected = _expected(section)
+    if expected is not None:
+        for target in targets:
+            build.priors.setdefault(target.key, expected)
     model = Model(
         slug=slug,
         name=section.text_or("name", slug),

@@ -14,7 +14,7 @@ from router.app import NO_OBJECT_STORAGE, adapters_for, has_object_storage, offe
 from router.config import Settings
 from router.ledger.reports import SettledUsage
 from router.offers import route
-from router.routing import Selector
+from router.routing import DEFAULT_P50_S, Selector
 from router.types import ImageRequest, InputImage, Model, Operation
 
 
@@ -34,9 +34,20 @@ def check_settings(settings: Settings, at: datetime) -> tuple[list[str], list[st
                     where = f"models.{model.slug}.targets.{target.provider}.{operation}: {error}"
                     (notes if model.unpriced == "allow" else problems).append(where)
         notes += _out_of_line(model, settings, at)
-    if strangers := sum(target.key not in settings.priors for target in settings.targets):
-        notes.append(f"{strangers} of {len(settings.targets)} targets have no prior: their speed is yet to be learnt")
+    notes += _cold_start(settings)
     return problems, notes
+
+
+def _cold_start(settings: Settings) -> Iterator[str]:
+    """With what the targets begin whose own speed nobody has told: the router learns it from the first requests on."""
+    cold = [t.key for t in settings.targets if (p := settings.priors.get(t.key)) is None or p.samples == 0]
+    if cold:
+        known = sum(target in settings.priors for target in cold)
+        yield (
+            f"{len(cold)} of {len(settings.targets)} targets have no prior of their own: until one of the model's "
+            f"targets is measured, {known} begin with what is expected of the model, "
+            f"{len(cold) - known} with an assumed {DEFAULT_P50_S:g} s"
+        )
 
 
 _TYPICAL = Expected(size=ImageSize(1024, 1024), prompt_characters=200)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
 from pricing import ImageSize
+from router.cli.offline import check_settings
 from router.config import ConfigError, Settings, default_config, load
+from router.routing import Prior
 from router.types import Operation, Successor
 
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SHIPPED = Path(__file__).parents[2] / "providers.yaml"
 
 SMALL = """
@@ -144,6 +147,33 @@ def test_all_mistakes_are_reported_together(tmp_path):
 def test_a_prior_must_make_sense(tmp_path):
     text = SMALL.replace("p50_s: 1", "p50_s: 9")
     assert ("models.tiny.targets.gpu-fast.prior", "needs 0 < p50_s <= p95_s") in problems(tmp_path, text)
+
+
+EXPECTS = SMALL.replace("prior: {p50_s: 1, p95_s: 2, success: 0.9}", "max_images: 1").replace(
+    "default_size", "expect: {p95_s: 8, source: an assumption of this test}\n    default_size"
+)
+
+
+def test_what_is_expected_of_a_model_stands_in_for_the_priors_its_targets_lack(tmp_path):
+    assert read(tmp_path, EXPECTS).priors == {"gpu-fast/tiny": Prior(None, 8.0, samples=0.0)}
+    [note] = [note for note in check_settings(read(tmp_path, EXPECTS), NOON)[1] if "no prior" in note]
+    assert note.startswith("1 of 1 targets have no prior of their own")
+    assert "1 begin with what is expected of the model, 0 with an assumed 5 s" in note
+    told = SMALL.replace("default_size", "expect: {p95_s: 8, source: somewhere}\n    default_size")
+    assert read(tmp_path, told).priors == {"gpu-fast/tiny": Prior(1.0, 2.0, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        (", source: an assumption of this test", "", "models.tiny.expect.source"),
+        ("p95_s: 8", "p95_s: 0", "models.tiny.expect"),
+        ("p95_s: 8", "p95_s: 8, p50_s: 9", "models.tiny.expect"),
+        ("p95_s: 8", "p95_s: 8, p99_s: 9", "models.tiny.expect.p99_s"),
+    ],
+)
+def test_an_expectation_must_make_sense_and_say_where_it_is_from(tmp_path, old, new, key):
+    assert key in [found for found, _ in problems(tmp_path, EXPECTS.replace(old, new))]
 
 
 def test_a_retired_model_is_served_by_its_successor_from_its_day_on(tmp_path):
