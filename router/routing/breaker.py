@@ -24,6 +24,8 @@ RARE = 0.01  # a run of failures is surprising when chance would make it less of
 PER_HOUR = 20.0  # recent outcomes halve every two minutes: an hour holds so many times their sum
 PROVEN, PROVEN_FADES = 4.0, 0.001  # calls at once that anybody can serve; what was proven fades by this per success
 ALWAYS_BAD = 12  # ... and after so many in any case
+LEAST_RUN = 2.0  # one failure is an accident
+BELIEF = 4.0  # outcomes that the long run counts as beside the recent ones
 
 
 class Breaker:
@@ -31,6 +33,7 @@ class Breaker:
 
     __slots__ = (
         "_claimed_until",
+        "_keep",
         "_news",
         "_on_news",
         "_random",
@@ -72,6 +75,7 @@ class Breaker:
         self.limited_until = 0.0
         self.blocked_until = 0.0
         self.drained = False
+        self._keep = 0.0
         self.in_flight = 0
         self.elsewhere = 0  # in flight at other replicas
         self.cap = math.inf  # calls at once, learnt from refusals
@@ -122,12 +126,14 @@ class Breaker:
             self.probing = None
             self._claimed_until = -math.inf
 
-    def eject(self, reason: str, now: float) -> None:
-        """Open, or open again."""
+    def eject(self, reason: str, now: float, keep: float = 0.0) -> None:
+        """Open, or open again. ``keep`` is the share of the recent failures that will still count when it is back:
+        those from before the run that opened it."""
         s = self._settings
         pause = min(s.open_cap_s, s.open_s * 2.0 ** min(self.level, 20))
         self.state, self.reason, self.changed = OPEN, reason, now
         self.watched = True
+        self._keep = keep
         self.until = now + pause * (0.5 + 0.5 * self._random.random())
         self.level += 1
         self._moved()
@@ -146,21 +152,24 @@ class Breaker:
             return None
         self.state, self.level, self.changed = CLOSED, 0, now
         self._moved()
-        return 0.5 if self.reason == LOW_SUCCESS else 0.0
+        return self._keep
 
     def failed(self, probe: bool, p_long: float, successes: float, failures: float, now: float) -> None:
         """A failure. ``p_long`` is the target's long-run success, the two others are its recent sums."""
         self.run += 1
         if self.state != CLOSED:
             if probe:
-                self.eject(self.reason or "failures", now)
+                self.eject(self.reason or "failures", now, self._keep)
             return
-        bad = min(max(1.0 - p_long, 1e-3), 0.99)
+        # What was known before this run: a target that is failing half its calls already does not surprise by three.
+        before = max(failures - self.run, 0.0)
+        recent = (BELIEF * p_long + successes) / (BELIEF + successes + before)
+        bad = min(max(1.0 - min(p_long, recent), 1e-3), 0.99)
         rare = min(RARE, 1.0 / (PER_HOUR * (successes + failures)))
-        if self.run >= min(ALWAYS_BAD, max(3.0, math.log(rare) / math.log(bad))):
-            self.eject(f"{self.run} failures in a row", now)
+        if self.run >= min(ALWAYS_BAD, max(LEAST_RUN, math.log(rare) / math.log(bad))):
+            self.eject(f"{self.run} failures in a row", now, before / failures)
         elif successes + failures >= 4.0 and wilson(successes, successes + failures)[1] < 0.6 * p_long:
-            self.eject(LOW_SUCCESS, now)
+            self.eject(LOW_SUCCESS, now, 0.5)
 
     def limited(self, probe: bool, retry_after_s: float | None, now: float) -> None:
         """The target has enough: remember how much that was, and close until it wants to be asked again."""
@@ -172,7 +181,7 @@ class Breaker:
             self.limited_until = max(self.limited_until, now + min(retry_after_s, s.retry_after_cap_s))
             self._moved()
         if probe:
-            self.eject(self.reason or "rate limit", now)
+            self.eject(self.reason or "rate limit", now, self._keep)
 
     def blocked(self, now: float) -> None:
         """Our credential, credit or quota was refused."""
