@@ -86,7 +86,7 @@ async def desk(case: str, name: str, directory: Path) -> AsyncIterator[Desk]:
             hurried = replace(settings.providers[name], timeout_s=SILENCE_S)
             settings = replace(settings, providers={**settings.providers, name: hurried})
         url = f"sqlite:///{directory}/ledger.db"
-        ledger, transport = Ledger.from_url(url), Transport(PoolTransport(), sleep=pause)
+        ledger, transport = Ledger(directory / "ledger.db", reserve_bytes=0), Transport(PoolTransport(), sleep=pause)
         ids = itertools.count(1)
         gateway = Gateway(
             offers=offers_for(settings),

@@ -167,7 +167,7 @@ class House:
         self.url = f"sqlite:///{directory}/ledger.db"
         self.settings = replace(self.settings, ledger_url=self.url)
         self.wire, self.shelf, self.watch = Wire(), Shelf(), Watch()
-        self.ledger = Ledger.from_url(self.url)
+        self.ledger = Ledger(directory / "ledger.db", reserve_bytes=0)
         self.selector = Selector(self.settings.routing, self.settings.priors, random.Random(7))
         self.at = datetime(2026, 11, 20, tzinfo=UTC)
         numbers = itertools.count(more.pop("first_id", 1))
