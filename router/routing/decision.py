@@ -140,6 +140,8 @@ def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
     versus = f"{second.target} ({_words(second)})"
     if decision.mode == "best":
         share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
+        if share < 0:  # little is known of it, and the doubt counts in its favour
+            return f"{says}; less is known of it, and it may be better than {versus}"
         return f"{says} beat {versus} by {share:.2g} %"
     why = {
         "explore": f"{_unseen(chosen.unseen_s)}, so this request has a look",
