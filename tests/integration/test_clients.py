@@ -68,6 +68,16 @@ def test_golden_price_of_an_edit(client, router):
     assert router.invoice()["providers"]["fal"]["total_nanos"] == 16_000_000
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client's word for the method
+@pytest.mark.parametrize("model", [None, "dall-e-2", "fal/flux.2-dev-turbo"])
+def test_a_variation_is_an_edit_that_says_so(client, router, model):
+    named = {"model": model} if model else {}
+    answer = client.images.create_variation(image=("source.png", png(1024, 1024)), response_format="b64_json", **named)
+    assert picture(answer.data[0]).size == (1024, 1024)
+    assert "variation_emulated" in {warning["code"] for warning in answer.metadata["warnings"]}
+    assert {item["type"] for item in answer.metadata["line_items"]} == {"input", "output"}
+
+
 def test_the_fal_guide(client, router):
     once, again = (
         client.images.generate(
