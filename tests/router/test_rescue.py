@@ -425,9 +425,7 @@ async def test_what_a_rescue_may_waste_is_bounded(stage: Stage) -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
-STREAMS = CONFIG.replace(
-    "        sizes: {max_side: 2048}\n", "        sizes: {max_side: 2048}\n        streams: true\n"
-)
+STREAMS = CONFIG.replace("        sizes: {max_side:", "        streams: true\n        sizes: {max_side:")
 
 
 async def test_a_stream_that_has_shown_a_partial_picture_is_not_rescued(tmp_path: Path) -> None:
