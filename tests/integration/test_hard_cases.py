@@ -161,4 +161,5 @@ def test_it_behaves_as_described(client: OpenAI, model: str) -> None:
 def test_every_case_is_described_and_tried() -> None:
     models = set(yaml.safe_load((SANDBOX / "models.yaml").read_text())["models"])
     described = set(re.findall(r"^\| `(sandbox-[a-z-]+)` \|", (SANDBOX / "README.md").read_text(), re.MULTILINE))
-    assert models == described == set(CASES)
+    elsewhere = {"sandbox-rescue"}  # needs a patient router: test_billed_once.py
+    assert models == described == set(CASES) | elsewhere

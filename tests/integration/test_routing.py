@@ -87,4 +87,4 @@ def test_what_was_learnt_survives_a_crash(steered: RouterProcess):
     after = facts()
     assert 3.0 < after["samples"] <= before["samples"] + 0.01
     assert after["p50_s"] == pytest.approx(before["p50_s"], rel=0.1)
-    assert after["classes"] == before["classes"]
+    assert after["hour"]["classes"].keys() == before["hour"]["classes"].keys()
