@@ -171,8 +171,9 @@ def _candidates(decision: Mapping[str, Any]) -> Table:
             "*" if chosen else "",
             candidate["target"],
             money_text(candidate["price_nanos"]),
-            f"{candidate['p50_s']:.3g}",
-            f"{candidate['p95_s']:.3g}",
+            *(
+                f"{candidate[key]:.3g}" if key in candidate else "" for key in ("p50_s", "p95_s")
+            ),  # left out of long ones
             f"{candidate['p']:.3f}",
             f"{candidate['n']:.1f}",
             money_text(candidate["score_nanos"]),

@@ -254,6 +254,9 @@ def _record(decision: Decision, ranked: Sequence[Row]) -> dict[str, Any]:
         record = head | {"candidates": [_row_record(row, chosen, digits) for row in decision._rows]}
         if replay(record) == (decision.target, decision.mode):
             break
+    if _size(record) > RECORD_BYTES:  # many candidates: what people can work out from the other numbers goes first
+        for entry in record["candidates"]:
+            del entry["p50_s"], entry["p95_s"]
     # Losers that do not fit are named with the reason alone, the worst first: they cannot change the choice.
     lost: dict[str, list[str]] = {}
     for row in reversed(ranked[1:]):

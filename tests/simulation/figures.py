@@ -370,7 +370,7 @@ def replay_line(records: int = 10_000) -> Line:
     largest = 0
     for decision in _decisions(records):
         record = decision.record()
-        text = json.dumps(record)
+        text = json.dumps(record, separators=(",", ":"))  # as it is sent and kept
         largest = max(largest, len(text.encode()))
         same += replay(json.loads(text)) == (decision.target, decision.mode)
         told = {e["target"] for e in record["candidates"] if "why" in e or "lost_by" in e}
