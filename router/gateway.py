@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pricing import Basis, Charge, Cost, ImageSize, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
-from router import booking
+from router import booking, unserved
 from router.delivery import Delivered, Delivery, merged
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
@@ -217,7 +217,7 @@ class Gateway:
             if decision is None:
                 decision = self._choose(work)
             if decision.target is None:
-                raise self._exhausted(work, decision)
+                raise unserved.exhausted(work.order.model.slug, decision)
             offer = work.order.offer(decision.target)
             try:
                 attempt = await self._open(work, offer, decision, role, self._clock.new_id())
@@ -240,7 +240,7 @@ class Gateway:
                     refused_elsewhere=self._refused_elsewhere,
                 )
                 if following.action == "stop":
-                    raise self._final(work, error) from error
+                    raise self._failed(work, error) from error
                 if following.delay_s:
                     await self._clock.sleep(following.delay_s)
                 if following.action == "retry":
@@ -253,9 +253,9 @@ class Gateway:
                 try:
                     decision = self._choose(work)
                 except RequestError:  # what is left does not meet the constraints: say what happened, not that
-                    raise self._final(work, error) from error
+                    raise self._failed(work, error) from error
                 if decision.target is None:
-                    raise self._final(work, error) from error
+                    raise self._failed(work, error) from error
                 self._observer.failover(
                     offer.model.slug,
                     offer.target.provider,
@@ -268,7 +268,7 @@ class Gateway:
         try:
             decision = self._selector.choose(work.route, now, tuple(work.tried), now - work.started)
         except Infeasible as error:
-            raise _infeasible(error) from error
+            raise unserved.infeasible(error) from error
         if decision.target is not None:
             self._decided(work, decision, decision.target)
         return decision
@@ -665,60 +665,10 @@ class Gateway:
             provider_s=work.provider_s,
         )
 
-    def _exhausted(self, work: _Work, decision: Decision) -> RequestError:
-        """No target may be tried now, and none has been."""
-        return RequestError(
-            503,
-            f"No provider of {work.order.model.slug} can take requests at the moment.",
-            code="all_providers_failed",
-            type=SERVER,
-            retry=True,
-            retry_after_s=decision.retry_after_s or 5.0,
-            details={"attempts": [], "candidates": {c.target: c.excluded_by for c in decision.candidates}},
-        )
-
-    def _final(self, work: _Work, error: ProviderError) -> RequestError:
-        """The answer after the last attempt failed. ``x-should-retry`` is true only if nothing may have been billed."""
-        consequence = error.consequence
-        attempts = [
-            {"provider": attempt.provider, "outcome": attempt.outcome, "billed": attempt.billed}
-            for attempt in work.attempts
-        ]
-        unbilled = all(attempt.billed == Billed.NO for attempt in work.attempts)
-        retry = unbilled and consequence.retry
-        if error.kind in (ErrorKind.REFUSED, ErrorKind.BAD_REQUEST):
-            return RequestError(
-                consequence.status,
-                error.message,
-                code=consequence.code,
-                param=error.param if error.kind is ErrorKind.BAD_REQUEST else "prompt",
-                type=consequence.type,
-                details=error.details,
-            )
-        limited = all(attempt.outcome == "rate_limited" for attempt in work.attempts)
-        if limited:
-            return RequestError(
-                429,
-                f"Every provider of {work.order.model.slug} is limiting requests at the moment.",
-                code="rate_limit_exceeded",
-                type="requests",
-                retry=True,
-                retry_after_s=work.retry_after_s or 5.0,
-                details={"attempts": attempts},
-            )
-        timed_out = self._clock.monotonic() >= work.deadline or error.kind is ErrorKind.NO_ANSWER
-        status, code = (504, "timeout") if timed_out else (502, "all_providers_failed")
-        if error.kind is ErrorKind.DOWNLOAD:
-            status, code = consequence.status, consequence.code
-        tried = ", ".join(dict.fromkeys(attempt.provider for attempt in work.attempts))
-        return RequestError(
-            status,
-            f"{work.order.model.slug} could not be served; tried {tried}. Last: {error.message}",
-            code=code,
-            type=SERVER,
-            retry=retry,
-            details={"attempts": attempts},
-        )
+    def _failed(self, work: _Work, error: ProviderError) -> RequestError:
+        late = self._clock.monotonic() >= work.deadline
+        model = work.order.model.slug
+        return unserved.failed(model, work.attempts, error, late=late, retry_after_s=work.retry_after_s)
 
     # --- a dry run -------------------------------------------------------------------------------------------
 
@@ -729,7 +679,7 @@ class Gateway:
         try:
             decision = self._selector.choose(self._route(order, caller, wait_s), self._clock.monotonic(), ())
         except Infeasible as error:
-            raise _infeasible(error) from error
+            raise unserved.infeasible(error) from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]
         return booking.dry_run(order, chosen, decision)
 
@@ -766,7 +716,7 @@ class Gateway:
                 if isinstance(ending, _Resumed):
                     return await self._recovered(request, ending, after.attempts if after is not None else ())
             failures = [ending for ending in endings if isinstance(ending, ProviderError)]
-            raise _unrecovered(after.attempts if after is not None else (), failures[0] if failures else None)
+            raise unserved.unrecovered(after.attempts if after is not None else (), failures[0] if failures else None)
         finally:
             self._running.discard(task)
 
@@ -908,47 +858,6 @@ def _can_be_asked_for(attempt: AttemptRecord) -> bool:
     return paid or attempt.state in (State.OPEN, State.UNKNOWN)
 
 
-def _unrecovered(attempts: Sequence[AttemptRecord], error: ProviderError | None) -> RequestError:
-    """Why a request that was cut off has no pictures, as exactly as it is known."""
-    states = {attempt.state for attempt in attempts}
-    told = {
-        "attempts": [
-            {"provider": one.provider, "outcome": one.outcome, "billed": one.billed}
-            for one in map(booking.recorded, attempts)
-        ]
-    }
-    if states & {State.OPEN, State.UNKNOWN}:
-        return RequestError(
-            502,
-            "The router was stopped while a provider was at work, and the provider cannot be asked what became of it. "
-            "It may have been billed; the ledger holds it at its estimate.",
-            code="outcome_unknown",
-            type=SERVER,
-            details=told,
-        )
-    if any(one.settlement is not None and one.settlement.outcome == "success" for one in attempts):
-        return RequestError(
-            502,
-            "The pictures were made and paid, but the router was stopped before it could keep them.",
-            code="result_lost",
-            type=SERVER,
-            details=told,
-        )
-    if error is not None:
-        consequence = error.consequence
-        return RequestError(
-            consequence.status, error.message, code=consequence.code, type=consequence.type, details=told
-        )
-    return RequestError(
-        503,
-        "The router was stopped before a provider had made anything. It can be sent again.",
-        code="interrupted",
-        type=SERVER,
-        retry=State.SETTLED not in states,
-        details=told,
-    )
-
-
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Once each: a second time would end the booking that the first has begun."""
     for task in tasks:
@@ -965,16 +874,6 @@ def response_format(request: ImageRequest) -> str:
     if request.model.startswith(("gpt-image", "chatgpt-image")):
         return "b64_json"
     return "both" if request.operation is Operation.EDIT else "url"
-
-
-def _infeasible(error: Infeasible) -> RequestError:
-    return RequestError(
-        400,
-        error.message,
-        code="no_feasible_provider",
-        param="provider",
-        details={"nearest": {"target": error.nearest, "misses": error.missed}, "candidates": error.others},
-    )
 
 
 def _stood_in(order: Order, offer: Offer) -> tuple[Warn, ...]:
