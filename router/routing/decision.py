@@ -118,7 +118,8 @@ def _dollars(nanos: float) -> str:
 
 
 def _words(row: Row) -> str:
-    return f"{_dollars(row.price)}, about {math.exp(row.ln_median):.2g} s, {100 * row.p:.3g} %"
+    price = _dollars(row.price) if row.price else "no price"  # none is known, or it is one's own
+    return f"{price}, about {math.exp(row.ln_median):.2g} s, {100 * row.p:.3g} %"
 
 
 def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
