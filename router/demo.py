@@ -71,7 +71,9 @@ def run(*, once: bool, port: int, pictures: Path, console: Console) -> int:
     try:
         from openai import OpenAI
     except ImportError:
-        console.print("The demo sends its requests through the `openai` package: pip install 'pixelroute[demo]'.")
+        console.print(
+            "The demo sends its requests through the `openai` package: pip install 'pixelroute[demo]'.", markup=False
+        )
         return 2
     port = port if not once and _free(port) else _any_port()
     pictures.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from router.config import ConfigError, Settings, default_config, load
 
@@ -31,6 +32,11 @@ ledger_option = click.option(
 )
 
 
+def complain(word: str, what: object, color: str = "red") -> None:
+    """One line to standard error. Brackets in ``what`` are its own, as in pixelroute[redis], and no markup."""
+    err.print(Text.assemble((word, color), f"  {what}"), soft_wrap=True)
+
+
 def settings_from(configs: Sequence[Path], *, keyless: bool = False) -> Settings:
     """Load the configuration or leave with every problem printed."""
     paths = tuple(configs) or (default_config(),)
@@ -43,7 +49,7 @@ def settings_from(configs: Sequence[Path], *, keyless: bool = False) -> Settings
 
 def print_problems(error: ConfigError) -> None:
     for problem in error.problems:
-        err.print(f"[red]problem[/red]  {problem}", markup=True, soft_wrap=True)
+        complain("problem", problem)
     count = len(error.problems)
     err.print(f"{count} problem{'s' if count != 1 else ''}; nothing was started.")
 

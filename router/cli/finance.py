@@ -15,7 +15,7 @@ import orjson
 from rich.table import Table
 
 from pricing import NoRateError, Price, PricingError, check_price_books, diff, load_price_books, money_text
-from router.cli.common import config_option, err, ledger_option, ledger_url, out, period, settings_from
+from router.cli.common import complain, config_option, ledger_option, ledger_url, out, period, settings_from
 from router.config import Settings
 from router.ledger import LedgerError, Reports, backup, verify
 from router.ledger.reports import CostRow, SettledUsage, group_of
@@ -65,7 +65,7 @@ def report(
             if settings is not None:
                 dicts = charged_rows(by, reports.usages(start, end), settings, currency)
     except (LedgerError, NoRateError, ValueError) as error:
-        err.print(f"[red]cannot report[/red]  {error}", soft_wrap=True)
+        complain("cannot report", error)
         sys.exit(2)
     if form == "table":
         out.print(_plain_table(dicts) if settings is not None else report_table(by, rows))
@@ -183,7 +183,7 @@ def prices_check(directory: Path | None) -> None:
     problems = check_price_books(directory, today=datetime.now(UTC).date())
     for problem in problems:
         color = "red" if problem.severity == "error" else "yellow"
-        err.print(f"[{color}]{problem.severity:8}[/{color}] {problem}", soft_wrap=True)
+        complain(f"{problem.severity:7}", problem, color)
     errors = sum(problem.severity == "error" for problem in problems)
     out.print(f"{errors} errors, {len(problems) - errors} warnings.")
     sys.exit(1 if errors else 0)
@@ -214,7 +214,7 @@ def prices_diff(
         with Reports(ledger or ledger_url(configs, sandbox)) as reports:
             difference = diff(settings.books, new, metered(reports.usages(start, end), settings))
     except (PricingError, LedgerError, ValueError) as error:
-        err.print(f"[red]cannot compare[/red]  {error}", soft_wrap=True)
+        complain("cannot compare", error)
         sys.exit(2)
     for word, ids in (("added", difference.added), ("removed", difference.removed), ("EDITED", difference.edited)):
         for price_id in ids:
@@ -243,7 +243,7 @@ def ledger_verify(path: Path) -> None:
     """Recompute the hash chain and the balances of the ledger at PATH; name every altered or missing row."""
     audit = verify(path)
     for problem in audit.problems:
-        err.print(f"[red]problem[/red]  {problem}", soft_wrap=True)
+        complain("problem", problem)
     out.print(f"{audit.seq} rows, {len(audit.problems)} problems, chain ends in {audit.hash}.", soft_wrap=True)
     sys.exit(1 if audit.problems else 0)
 
@@ -256,6 +256,6 @@ def ledger_backup(path: Path, target: Path) -> None:
     try:
         backup(path, target)
     except LedgerError as error:
-        err.print(f"[red]cannot copy[/red]  {error}", soft_wrap=True)
+        complain("cannot copy", error)
         sys.exit(2)
     out.print(f"{target}: {target.stat().st_size} bytes.", soft_wrap=True)

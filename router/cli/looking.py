@@ -13,7 +13,7 @@ import orjson
 from rich.table import Table
 
 from pricing import ImageSize, money_text
-from router.cli.common import config_option, err, ledger_option, ledger_url, out, settings_from
+from router.cli.common import complain, config_option, err, ledger_option, ledger_url, out, settings_from
 from router.ledger import LedgerError, Reports
 from router.routing import unpack
 
@@ -29,7 +29,7 @@ def check(configs: tuple[Path, ...]) -> None:
     for note in notes:
         out.print(f"[yellow]note[/yellow]     {note}", soft_wrap=True)
     for problem in problems:
-        err.print(f"[red]problem[/red]  {problem}", soft_wrap=True)
+        complain("problem", problem)
     ready = settings_from(configs)
     table = Table("provider", "state", "models", box=None, header_style="bold")
     for name in settings.providers:
@@ -95,7 +95,7 @@ def quote(
             at=datetime.now(UTC),
         )
     except RequestError as error:
-        err.print(f"[red]cannot be quoted[/red]  {error.message}", soft_wrap=True)
+        complain("cannot be quoted", error.message)
         sys.exit(1)
     if as_json:
         sys.stdout.buffer.write(orjson.dumps(body, option=orjson.OPT_INDENT_2) + b"\n")
@@ -120,7 +120,7 @@ def quote(
         )
     out.print(table)
     for warning in body["warnings"]:
-        err.print(f"[yellow]note[/yellow]     {warning['message']}", soft_wrap=True)
+        complain("note   ", warning["message"], "yellow")
 
 
 @click.command()
@@ -135,7 +135,7 @@ def explain(configs: tuple[Path, ...], ledger: str | None, request_id: str, sand
         with Reports(ledger or ledger_url(configs, sandbox)) as reports:
             found = reports.request(request_id)
     except (LedgerError, ValueError) as error:
-        err.print(f"[red]cannot explain[/red]  {error}", soft_wrap=True)
+        complain("cannot explain", error)
         sys.exit(2)
     if found is None:
         err.print(f"The ledger has no request {request_id}. What is refused before any attempt leaves no row.")

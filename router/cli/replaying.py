@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pricing import PricingError, load_price_books, money_text
-from router.cli.common import config_option, err, ledger_option, ledger_url, out, period, settings_from
+from router.cli.common import complain, config_option, err, ledger_option, ledger_url, out, period, settings_from
 from router.config import POLICIES, ConfigError
 from router.ledger import LedgerError, Reports
 from router.routing.sketch import P95_SAMPLES, wilson
@@ -144,7 +144,7 @@ def replay(
                 played=lambda: progress.advance(playing),
             )
     except (LedgerError, PricingError, ConfigError, ValueError) as error:
-        err.print(f"[red]cannot replay[/red]  {error}", soft_wrap=True)
+        complain("cannot replay", error)
         sys.exit(2)
     if not comparison.recorded.requests:
         err.print("There is no request in this period that could be replayed.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import orjson
 
-from router.cli.common import config_option, err, ledger_option, out, print_problems
+from router.cli.common import complain, config_option, ledger_option, out, print_problems
 from router.config import ConfigError, default_config
 
 url_option = click.option(
@@ -62,7 +62,7 @@ def serve(
         print_problems(error)
         sys.exit(2)
     except StartError as error:
-        err.print(f"[red]cannot start[/red]  {error}", soft_wrap=True)
+        complain("cannot start", error)
         sys.exit(2)
 
 
@@ -117,9 +117,9 @@ def _steer(url: str, target: str, verb: str) -> None:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the operator's own router
             state = orjson.loads(answer.read())
     except urllib.error.HTTPError as error:
-        err.print(f"[red]refused[/red]  {orjson.loads(error.read())['error']['message']}", soft_wrap=True)
+        complain("refused", orjson.loads(error.read())["error"]["message"])
         sys.exit(1)
     except OSError as error:
-        err.print(f"[red]no answer[/red]  {url}: {error}", soft_wrap=True)
+        complain("no answer", f"{url}: {error}")
         sys.exit(1)
     out.print(f"{state['target']}: {verb}ed")

@@ -53,6 +53,12 @@ def test_serve_beyond_loopback_needs_a_client_key():
     assert "PIXELROUTE_API_KEY" in answer.stderr
 
 
+def test_what_is_said_keeps_its_brackets(tmp_path):
+    """``pixelroute[redis]`` must not be taken for markup and vanish."""
+    missing = tmp_path / "no[bold]such.yaml"
+    assert "no[bold]such.yaml" in pixelroute("serve", "--config", str(missing)).stderr
+
+
 def test_serve_names_every_problem_of_a_broken_file(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("routing: {policy: wild}\nlimits: {body_bytes: 1}\n")
