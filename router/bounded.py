@@ -93,7 +93,7 @@ async def pieces(response: httpx.Response, most: int) -> AsyncGenerator[bytes, N
     elif encoding != "identity":
         raise httpx.DecodingError(f"the answer is in an encoding nobody asked for: {encoding[:40]}")
     received = made = 0
-    async for chunk in response.stream:  # type: ignore[union-attr]
+    async for chunk in response.stream:  # type: ignore[union-attr]  # a transport answers with an async one
         received += len(chunk)
         if received > most:
             raise TooLarge(most)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Protocol
 
 import pybase64
@@ -188,14 +189,14 @@ def merged(results: tuple[ImageResult, ...]) -> ImageResult:
             reported = replace(reported, amount=total)
         else:
             reported = None  # an incomplete report is no report
-    seconds = [result.seconds for result in results]
+    seconds = [result.seconds for result in results if result.seconds is not None]
     return replace(
         first,
         images=tuple(image for result in results for image in result.images),
         tokens=tokens,
         usage=_merged_usage([result.usage for result in results]),
         reported=reported,
-        seconds=sum(s for s in seconds if s is not None) if all(s is not None for s in seconds) else None,  # type: ignore[arg-type]
+        seconds=sum(seconds, start=Decimal()) if len(seconds) == len(results) else None,
         warnings=tuple(dict.fromkeys(warning for result in results for warning in result.warnings)),
     )
 

@@ -8,7 +8,7 @@ import time
 
 # Seeded from the system once. Asking it for every id is a system call that gives up the interpreter lock, and under
 # load getting the lock back costs more than the rest of a request's bookkeeping.
-_random = random.Random(os.urandom(32))  # noqa: S311
+_random = random.Random(os.urandom(32))  # noqa: S311 - ids are no secrets
 
 
 def new_id(prefix: str) -> str:

@@ -68,7 +68,7 @@ def backup(path: Path, target: Path) -> None:
 def _chain(db: apsw.Connection) -> Iterator[tuple[int, str, rows.Row, bytes]]:
     """All rows of all tables in the order of seq, with their stored hashes."""
     statements = {
-        table: f"SELECT {', '.join(columns)}, hash FROM {table} WHERE seq > ? AND seq <= ?"  # noqa: S608
+        table: f"SELECT {', '.join(columns)}, hash FROM {table} WHERE seq > ? AND seq <= ?"  # noqa: S608 - our own names
         for table, columns in rows.TABLES.items()
     }
     end = max((seq for (seq,) in db.execute(_LAST) if seq is not None), default=0)
@@ -80,7 +80,7 @@ def _chain(db: apsw.Connection) -> Iterator[tuple[int, str, rows.Row, bytes]]:
             yield seq, table, row, stored
 
 
-_LAST = " UNION ALL ".join(f"SELECT max(seq) FROM {table}" for table in rows.TABLES)  # noqa: S608
+_LAST = " UNION ALL ".join(f"SELECT max(seq) FROM {table}" for table in rows.TABLES)  # noqa: S608 - our own names
 _IMBALANCE = """
 SELECT attempt, 'held and released amounts do not match' FROM entry
 WHERE attempt IN (SELECT attempt FROM entry WHERE kind = 'unknown')
