@@ -30,6 +30,17 @@ ledger_option = click.option(
     envvar="PIXELROUTE_LEDGER",
     help="Ledger URL, sqlite:///path/ledger.db.  [default: the configuration's]",
 )
+_MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+since_option = click.option("--since", type=_MOMENT, help="UTC.  [default: 30 days ago]")
+until_option = click.option("--until", type=_MOMENT, help="UTC, exclusive.  [default: now]")
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="For people, or machines.",
+)
 
 
 def complain(word: str, what: object, color: str = "red") -> None:

@@ -15,7 +15,18 @@ import orjson
 from rich.table import Table
 
 from pricing import NoRateError, Price, PricingError, check_price_books, diff, load_price_books, money_text
-from router.cli.common import complain, config_option, ledger_option, ledger_url, out, period, settings_from
+from router.cli.common import (
+    complain,
+    config_option,
+    format_option,
+    ledger_option,
+    ledger_url,
+    out,
+    period,
+    settings_from,
+    since_option,
+    until_option,
+)
 from router.config import Settings
 from router.ledger import LedgerError, Reports, backup, verify
 from router.ledger.reports import CostRow, SettledUsage, group_of
@@ -28,16 +39,9 @@ books_argument = click.argument("directory", required=False, type=click.Path(fil
 @config_option
 @ledger_option
 @click.option("--by", default="provider", show_default=True, help=f"Group by {GROUPS}.")
-@click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC.  [default: 30 days ago]")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC, exclusive.  [default: now]")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="For people, or machines.",
-)
+@since_option
+@until_option
+@format_option
 @click.option("--sandbox", is_flag=True, help="Report the sandbox's play money instead of the real ledger.")
 @click.option(
     "--charged", is_flag=True, help="Settled money only, with what its owners are charged (markups in terms)."

@@ -16,7 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pricing import PricingError, load_price_books, money_text
-from router.cli.common import complain, config_option, err, ledger_option, ledger_url, out, period, settings_from
+from router.cli.common import (
+    complain,
+    config_option,
+    err,
+    format_option,
+    ledger_option,
+    ledger_url,
+    out,
+    period,
+    settings_from,
+    since_option,
+    until_option,
+)
 from router.config import POLICIES, ConfigError
 from router.ledger import LedgerError, Reports
 from router.routing.sketch import P95_SAMPLES, wilson
@@ -68,18 +80,11 @@ class PolicyType(click.ParamType[Any]):
 )
 @click.option("--only", multiple=True, help="Only this provider or target (provider/model); several add up.")
 @click.option("--ignore", multiple=True, help="Without this provider or target; several add up.")
-@click.option("--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC.  [default: 30 days ago]")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]), help="UTC, exclusive.  [default: now]")
+@since_option
+@until_option
 @click.option("--runs", default=9, show_default=True, type=click.IntRange(1, 999), help="How often to play it.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal answers.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="For people, or machines.",
-)
+@format_option
 @click.option("--sandbox", is_flag=True, help="Replay the sandbox's ledger.")
 def replay(
     configs: tuple[Path, ...],
