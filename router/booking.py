@@ -284,8 +284,8 @@ def digest(request: ImageRequest) -> str:
         content.update(b"\0")
     for image in request.images:  # both ends and the length: hashing megabytes would cost more than routing does
         content.update(len(image.data).to_bytes(8, "big"))
-        content.update(image.data[:_DIGESTED])
-        content.update(image.data[-_DIGESTED:])
+        content.update(image.data.head(_DIGESTED))
+        content.update(image.data.tail(_DIGESTED))
     return content.hexdigest()
 
 

@@ -17,6 +17,7 @@ import pybase64
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from pricing import ImageSize
+from router.blob import Blob
 
 Bytes = bytes | bytearray | memoryview
 
@@ -265,25 +266,41 @@ _SIZES: dict[str, Callable[[Bytes], tuple[int, int] | None]] = {
 # --- whether it is whole ----------------------------------------------------------------------------------------
 
 
-def check(data: Bytes, *, max_pixels: int = MAX_PIXELS) -> Probe:
+def check(data: Bytes | Blob, *, max_pixels: int = MAX_PIXELS) -> Probe:
     """The header of a picture that looks whole, without decoding it. BadImage says why it cannot be used."""
     if not data:
         raise BadImage("empty", "The file is empty.")
-    found = probe(data)
+    data = data if isinstance(data, Blob) else Blob(bytes(data))
+    first = next(iter(data))
+    found = probe(first)
+    if found is None and len(first) < len(data):
+        first = bytes(data)
+        found = probe(first)
     if found is None:
-        if sniff(data) is not None:
+        if sniff(first) is not None:
             raise BadImage("truncated", "The image file is damaged or cut off.")
         raise BadImage("unknown", "The file is not an image in a supported format (PNG, JPEG, WebP, GIF, AVIF).")
     if found.size.pixels > max_pixels:
         most = max_pixels // 1_000_000
         raise BadImage("too_large", f"The image has {found.size} pixels; at most {most} megapixels are accepted.")
-    if not _whole(found.format, data):
+    if not _ends_well(found.format, first, data) and not _whole(found.format, bytes(data)):
         raise BadImage("truncated", "The image file is damaged or cut off.")
     return found
 
 
-def _whole(form: str, data: Bytes) -> bool:
-    data = data if isinstance(data, bytes) else bytes(data)
+def _ends_well(form: str, first: Bytes, data: Blob) -> bool:
+    """Whether its beginning, its last bytes and its length alone show that it is whole: the rest need not be joined."""
+    if form == "png":
+        return data.tail(len(_PNG_END)) == _PNG_END
+    if form == "jpeg":
+        frame = _jpeg_frame(first)
+        return frame is not None and data.tail(2) == b"\xff\xd9" and len(data) - 2 >= frame[2]
+    if form == "webp":
+        return len(data) >= 8 + int(_LE32.unpack_from(first, 4)[0])
+    return form == "gif" and data.tail(1) == b";"
+
+
+def _whole(form: str, data: bytes) -> bool:
     if form == "png":
         return data.endswith(_PNG_END) or _png_walk(data)
     if form == "jpeg":

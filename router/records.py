@@ -25,7 +25,8 @@ def changed(value: T, **changes: Any) -> T:
     """A record with some of its fields changed, without the checks that make ``dataclasses.replace`` cost as much as
     ten calls. AttributeError for a field it does not have.
     """
-    made = type(value)(*_values(type(value))(value))
+    kind: Any = type(value)
+    made: T = kind(*_values(kind)(value))
     for name, given in changes.items():
         setattr(made, name, given)
     return made

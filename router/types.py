@@ -11,6 +11,7 @@ from math import ceil, isqrt, log, sqrt
 from typing import Any
 
 from pricing import ImageSize, Reported
+from router.blob import Blob
 from router.records import record
 
 
@@ -34,7 +35,7 @@ SIZE_POLICIES = ("exact", "nearest", "fit")
 class InputImage:
     """A picture that came in: its bytes as sent, and what its header says (None where unreadable)."""
 
-    data: bytes
+    data: Blob
     format: str | None  # png, jpeg, webp, gif, ...; found from the bytes
     size: ImageSize | None
 

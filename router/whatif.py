@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from pricing import ImageSize
 from router import booking
+from router.blob import Blob
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError, RequestError
 from router.ledger import Opening, Settlement, State
 from router.offers import Offers, route
@@ -297,7 +298,7 @@ def _asked(opening: Opening, offers: Offers) -> ImageRequest:
         n=opening.images,
         size=ImageSize.parse(expected["size"]) if expected.get("size") else None,
         quality=quality,
-        images=tuple(InputImage(b"", "png", ImageSize.parse(size) if size else None) for size in inputs),
+        images=tuple(InputImage(Blob(), "png", ImageSize.parse(size) if size else None) for size in inputs),
         stream=bool(expected.get("partial_images")),
         partial_images=expected.get("partial_images", 0),
         user=opening.user,

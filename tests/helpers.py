@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from pricing import ImageSize
+from router.blob import Blob
 from router.errors import ProviderError
 from router.providers.base import Call, Flow, Job, Partial, Read, Step
 from router.types import ImageRequest, ImageResult, InputImage, Operation, Target
@@ -122,7 +123,7 @@ PNG_BYTES = bytes.fromhex(
     "0000000049454e44ae426082"
 )
 """A picture of one transparent pixel."""
-PNG = InputImage(data=PNG_BYTES, format="png", size=ImageSize(1, 1))
+PNG = InputImage(data=Blob(PNG_BYTES), format="png", size=ImageSize(1, 1))
 
 
 def image_request(**changes: Any) -> ImageRequest:

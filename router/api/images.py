@@ -17,6 +17,7 @@ from router.api.ports import Fetch, GatewayPort
 from router.api.reply import OFF_LOOP, completed_headers, dump, encode_completed
 from router.api.requests import Requests, send_accepted
 from router.api.streaming import Events
+from router.blob import Blob
 from router.errors import RequestError
 from router.types import ImageRequest, Operation
 
@@ -131,19 +132,19 @@ class Edits(Images):
         return await self._with_images(draft, reservation)
 
     async def _with_images(self, draft: wire.Draft, reservation: Reservation) -> ImageRequest:
-        sources: Sequence[str | bytes] = draft.images if draft.mask is None else (*draft.images, draft.mask)
-        if all(isinstance(source, bytes) for source in sources):
+        sources: Sequence[str | Blob] = draft.images if draft.mask is None else (*draft.images, draft.mask)
+        if all(isinstance(source, Blob) for source in sources):
             loaded: list[Any] = list(sources)
         else:
             loaded = await self._load(sources, draft.param, reservation)
         mask = None if draft.mask is None else loaded.pop()
         return wire.with_images(draft, loaded, mask, forwards=self._face.gateway.forwards_undecodable)
 
-    async def _load(self, sources: Sequence[str | bytes], param: str, reservation: Reservation) -> list[bytes]:
+    async def _load(self, sources: Sequence[str | Blob], param: str, reservation: Reservation) -> list[Blob]:
         """URLs and data URLs as bytes, in order, in all no more than a body may have."""
 
-        async def load(source: str | bytes) -> bytes:
-            if isinstance(source, bytes):
+        async def load(source: str | Blob) -> Blob:
+            if isinstance(source, Blob):
                 return source
             data = (
                 await asyncio.to_thread(wire.from_data_url, source, param)
@@ -151,7 +152,7 @@ class Edits(Images):
                 else wire.from_data_url(source, param)
             )
             if data is not None:
-                return data
+                return Blob(data)
             if self._face.fetch is None:
                 raise RequestError(
                     400,
@@ -161,7 +162,7 @@ class Edits(Images):
                 )
             data = await self._face.fetch(source, max_bytes=self._face.intake.body_bytes)
             reservation.grow(len(data))
-            return data
+            return Blob(data)
 
         return list(await asyncio.gather(*map(load, sources)))
 

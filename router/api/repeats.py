@@ -97,5 +97,8 @@ def _digest(request: ImageRequest) -> str:
     extra = orjson.dumps(request.extra, option=orjson.OPT_SORT_KEYS, default=str)
     whole = hashlib.sha256(f"{len(request.images)} {plain!r}".encode("utf-8", "backslashreplace") + extra)
     for picture in pictures:
-        whole.update(hashlib.sha256(picture.data).digest())
+        one = hashlib.sha256()
+        for piece in picture.data:
+            one.update(piece)
+        whole.update(one.digest())
     return whole.hexdigest()

@@ -17,6 +17,7 @@ import pybase64
 from router import media
 from router.api import fields
 from router.api.forms import Part
+from router.blob import Blob
 from router.errors import RequestError
 from router.types import ImageRequest, InputImage, Operation, Warn
 
@@ -34,9 +35,9 @@ class Draft:
     """A request whose pictures are still outside: URLs, data URLs, or the bytes of a form's parts."""
 
     request: ImageRequest
-    images: tuple[str | bytes, ...]
-    mask: str | bytes | None
-    markup: bytes | None  # forms only
+    images: tuple[str | Blob, ...]
+    mask: str | Blob | None
+    markup: Blob | None  # forms only
     param: str  # what the client calls its pictures: image in a form, images in JSON
 
 
@@ -85,8 +86,8 @@ def parse_form(
     headers: Headers | None = None,
 ) -> Draft:
     """A multipart edits or variations body: images under any of their names, in order; text fields by their kind."""
-    images: list[str | bytes] = []
-    overlays: dict[str, bytes] = {}
+    images: list[str | Blob] = []
+    overlays: dict[str, Blob] = {}
     texts: dict[str, Any] = {}
     for part in parts:
         if _IMAGE_FIELD.fullmatch(part.name):
@@ -109,7 +110,7 @@ def parse_form(
 
 
 def with_images(
-    draft: Draft, images: Sequence[bytes], mask: bytes | None, *, forwards: Callable[[str], bool] = lambda model: False
+    draft: Draft, images: Sequence[Blob], mask: Blob | None, *, forwards: Callable[[str], bool] = lambda model: False
 ) -> ImageRequest:
     """The request with its pictures checked: known format, whole, of sane size; what lies over the first one fits it.
 
@@ -214,7 +215,7 @@ def _require_prompt(known: Mapping[str, Any]) -> None:
 def _collect(texts: dict[str, Any], part: Part) -> None:
     """Put a text field in its place; ``a[b]`` and ``a[]`` are how clients flatten objects and arrays."""
     try:
-        text = part.data.decode("utf-8")
+        text = bytes(part.data).decode("utf-8")
     except UnicodeDecodeError:
         raise RequestError(400, f"The form field '{part.name[:64]}' is not UTF-8 text.") from None
     match = _BRACKETS.fullmatch(part.name)
@@ -263,7 +264,7 @@ def _source(item: Any, param: str) -> str:
     return url
 
 
-def _input(data: bytes, param: str, model: str, forwards: Callable[[str], bool], warnings: list[Warn]) -> InputImage:
+def _input(data: Blob, param: str, model: str, forwards: Callable[[str], bool], warnings: list[Warn]) -> InputImage:
     try:
         found = media.check(data)
     except media.BadImage as error:
@@ -277,13 +278,13 @@ def _input(data: bytes, param: str, model: str, forwards: Callable[[str], bool],
 
 
 def _overlay(
-    data: bytes, name: str, first: InputImage, model: str, forwards: Callable[[str], bool], warnings: list[Warn]
+    data: Blob, name: str, first: InputImage, model: str, forwards: Callable[[str], bool], warnings: list[Warn]
 ) -> InputImage:
     """A mask or a markup: it lies over the first image. What is passed on unread is the provider's to judge."""
     overlay = _input(data, name, model, forwards, warnings)
     if overlay.format is None:
         return overlay
-    if overlay.format != "png" or not media.has_alpha(data):
+    if overlay.format != "png" or not media.has_alpha(bytes(data)):
         rule = "fully transparent pixels are edited" if name == "mask" else "the image shows where it is transparent"
         raise _bad_image(name, f"The {name} must be a PNG with an alpha channel; {rule}.")
     if first.size is not None and overlay.size != first.size:

@@ -11,6 +11,7 @@ from typing import Any
 from pricing import Expected, ImageSize, Metered, Price, UnpricedError, money_text, quote
 from router import booking
 from router.app import NO_OBJECT_STORAGE, adapters_for, has_object_storage, offers_for
+from router.blob import Blob
 from router.config import Settings
 from router.ledger.reports import SettledUsage
 from router.offers import route
@@ -92,7 +93,7 @@ def quote_offline(
         n=n,
         size=size,
         quality=quality,
-        images=tuple(InputImage(b"", "png", each) for each in inputs),
+        images=tuple(InputImage(Blob(), "png", each) for each in inputs),
     )
     order = offers.order(request, at)
     selector = Selector(settings.routing, settings.priors)

@@ -224,7 +224,7 @@ class JsonBody:
 
     def _place(self, prefix: bytes, image: InputImage) -> str:
         self._mark = self._mark or secrets.token_hex(12)
-        self._pictures.append((prefix, image.data))
+        self._pictures.append((prefix, bytes(image.data)))
         return f"{self._mark}{len(self._pictures) - 1:03d}"
 
     def dump(self, fields: Any) -> bytes | Pieces:
@@ -278,7 +278,7 @@ class Multipart:
             f"{stem}.{image.format or 'bin'}".encode(),
             image.media_type.encode(),
         )
-        self._parts += (self._text + head, image.data)
+        self._parts += (self._text + head, *image.data)
         self._text = b"\r\n"
 
     def dump(self) -> bytes | Pieces:

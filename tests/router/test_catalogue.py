@@ -12,6 +12,7 @@ import pytest
 from pricing import ImageSize
 from router import sandbox
 from router.app import offers_for
+from router.blob import Blob
 from router.cli.offline import quote_offline
 from router.config import load
 from router.errors import RequestError
@@ -37,7 +38,7 @@ of_models = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.slu
 
 def requests(target: Target) -> Iterator[ImageRequest]:
     """The plainest request of every operation, pinned to the target."""
-    source = InputImage(b"", "png", ImageSize(512, 512))
+    source = InputImage(Blob(), "png", ImageSize(512, 512))
     for operation in target.endpoints:
         images = () if operation is Operation.GENERATE else (source,)
         yield ImageRequest(operation, target.key, "a lake", images=images)
@@ -148,7 +149,7 @@ def test_what_a_target_is_sent_is_charged_and_what_is_dropped_is_not(target, ext
     ],
 )
 def test_source_pictures_are_charged_for_every_call_that_carries_them(target, n, dollars):
-    source = InputImage(b"", "png", ImageSize(512, 512))
+    source = InputImage(Blob(), "png", ImageSize(512, 512))
     offer = OFFERS.order(ImageRequest(Operation.EDIT, target, "a lake", n=n, images=(source,)), NOW).offer(target)
     assert offer.quote is not None
     assert offer.quote.expected.total_nanos == dollars * 10**9

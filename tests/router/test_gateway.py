@@ -20,6 +20,7 @@ from PIL import Image
 
 from pricing import ImageSize, Reported
 from router.app import drawn, offers_for
+from router.blob import Blob
 from router.cli.finance import charged_rows
 from router.config import load
 from router.delivery import Delivery
@@ -359,7 +360,7 @@ async def test_partial_pictures_are_asked_of_who_makes_them_whatever_the_others_
 
 
 async def test_an_edit_charges_the_pixels_that_went_in(house):
-    source = InputImage(png(512, 512), "png", ImageSize(512, 512))
+    source = InputImage(Blob(png(512, 512)), "png", ImageSize(512, 512))
     request = ImageRequest(Operation.EDIT, "fal/flux", "stars", images=(source,), response_format="b64_json")
     completed = await house.run(request)
     assert completed.cost_nanos == 16_000_000
@@ -367,7 +368,10 @@ async def test_an_edit_charges_the_pixels_that_went_in(house):
 
 
 async def test_a_source_of_unknown_size_is_charged_by_the_books_rule_and_never_nothing(house):
-    sources = (InputImage(png(512, 512), "png", ImageSize(512, 512)), InputImage(b"raw file contents", None, None))
+    sources = (
+        InputImage(Blob(png(512, 512)), "png", ImageSize(512, 512)),
+        InputImage(Blob(b"raw file contents"), None, None),
+    )
     request = ImageRequest(Operation.EDIT, "fal/flux", "stars", images=sources, response_format="b64_json")
     quoted = house.gateway.quote(request, Caller())
     completed = await house.run(request)
@@ -680,7 +684,7 @@ async def test_a_stream_whose_client_is_gone_goes_on(house):
         (ask("flux", background="transparent"), 400, "unsupported_parameter", "background"),
         (ImageRequest(Operation.VARIATION, "flux", ""), 400, "unsupported_model", "model"),
         (
-            ImageRequest(Operation.EDIT, "flux", "x", images=(InputImage(b"", "png", None),) * 5),
+            ImageRequest(Operation.EDIT, "flux", "x", images=(InputImage(Blob(), "png", None),) * 5),
             400,
             "array_above_max_length",
             "image",
@@ -690,8 +694,8 @@ async def test_a_stream_whose_client_is_gone_goes_on(house):
                 Operation.EDIT,
                 "flux",
                 "x",
-                images=(InputImage(b"", "png", None),),
-                mask=InputImage(b"", "png", None),
+                images=(InputImage(Blob(), "png", None),),
+                mask=InputImage(Blob(), "png", None),
             ),
             400,
             "unsupported_parameter",

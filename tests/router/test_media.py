@@ -13,6 +13,7 @@ from PIL import Image
 from pricing import ImageSize
 from router import media
 from router.api import fields
+from router.blob import Blob
 
 
 def picture(size: tuple[int, int] = (60, 40), mode: str = "RGB", form: str = "png", **options: Any) -> bytes:
@@ -76,6 +77,22 @@ def test_what_is_cut_off_is_refused(form: str, options: dict[str, Any]) -> None:
         with pytest.raises(media.BadImage) as caught:
             media.check(data[:length])
         assert caught.value.kind in ("empty", "unknown", "truncated")
+
+
+@variants
+def test_one_in_pieces_is_judged_like_one_in_one(form: str, options: dict[str, Any]) -> None:
+    data = picture(form=form, **options)
+    for whole in (data, data[:-1], data + b"\0" * 9, data[: len(data) // 2], b"x" + data):
+        for at in {1, 2, 7, 12, 15, 29, 300, len(whole) // 2, len(whole) - 13, len(whole) - 1}:
+            pieces = Blob(whole[:at], whole[at : at + 5], whole[at + 5 :])
+            assert judged(pieces) == judged(whole), at
+
+
+def judged(data: bytes | Blob) -> object:
+    try:
+        return media.check(data)
+    except media.BadImage as error:
+        return error.kind
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])

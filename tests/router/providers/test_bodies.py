@@ -4,6 +4,7 @@ import orjson
 import pytest
 
 from pricing import ImageSize
+from router.blob import Blob
 from router.errors import ErrorKind, ProviderError
 from router.providers import bodies, events, sizes
 from router.types import InputImage
@@ -53,7 +54,7 @@ def test_the_format_asked_for_is_the_best_to_convert_from(wanted, formats, sent)
 
 def test_pictures_in_json_wherever_they_stand():
     body = bodies.JsonBody()
-    large = InputImage(bytes(range(256)) * 1000, "webp", None)
+    large = InputImage(Blob(bytes(range(256)) * 1000), "webp", None)
     fields = {"z": body.base64(large), "a": [body.data_uri(PNG), {"b": body.data_uri(large)}], "prompt": 'say "x"'}
     content = body.dump(fields)
     assert isinstance(content, bodies.Pieces)
