@@ -1,4 +1,4 @@
-"""A picture's bytes as they came: in pieces, and joined only for whoever needs them in one."""
+"""Bytes as they came: in pieces, and joined only for whoever needs them in one."""
 
 from __future__ import annotations
 

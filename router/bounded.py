@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
 
+from router.blob import Blob
+from router.whole import Whole, body_of
+
 INFLATE_BYTES = 256 * 1024  # decoded at once
-
-
-class Whole(httpx.Response):
-    """A response whose body is in memory as it is meant to be read: httpx's own would send it through its decoders."""
-
-    def __init__(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        super().__init__(status, headers=headers, stream=httpx.ByteStream(body))
-        self.is_closed = self.is_stream_consumed = True
-        self._body = body
-
-    @property
-    def content(self) -> bytes:
-        return self._body
-
-    def read(self) -> bytes:
-        return self._body
-
-    async def aread(self) -> bytes:
-        return self._body
 
 
 class TooLarge(Exception):
@@ -65,14 +49,14 @@ class Turns:
 
 async def whole(response: httpx.Response, most: int) -> httpx.Response:
     """The response with its body in memory, decoded, no larger than ``most``. The connection is free then."""
-    if response.is_closed and len(response.content) <= most:
+    if response.is_closed and len(body_of(response)) <= most:
         return response
     found = []
     async with aclosing(pieces(response, most)) as reader:
         async for piece in reader:
             found.append(piece)
     headers = [(k, v) for k, v in response.headers.raw if k.lower() not in (b"content-encoding", b"content-length")]
-    return Whole(response.status_code, headers, found[0] if len(found) == 1 else b"".join(found))
+    return Whole(response.status_code, headers, Blob(*found))
 
 
 async def pieces(response: httpx.Response, most: int) -> AsyncGenerator[bytes, None]:

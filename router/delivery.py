@@ -17,6 +17,7 @@ import pybase64
 
 from pricing import ImageSize
 from router import media
+from router.blob import Blob
 from router.errors import SERVER, ErrorKind, ProviderError, RequestError
 from router.records import changed, record
 from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
@@ -157,7 +158,7 @@ async def raw(image: GeneratedImage) -> bytes:
     """The picture's bytes, decoded off the event loop when they are many."""
     if image.data is not None:
         return image.data
-    text = image.b64 or b""
+    text = bytes(image.b64 or b"")
     if len(text) > _OFF_LOOP:
         return await asyncio.to_thread(pybase64.b64decode, text)
     return pybase64.b64decode(text)
@@ -165,7 +166,7 @@ async def raw(image: GeneratedImage) -> bytes:
 
 def measured(image: GeneratedImage) -> GeneratedImage:
     """The picture with size and format read from its own header; ProviderError(UNUSABLE) if it is none."""
-    found = media.probe(image.data) if image.data is not None else media.probe_base64(image.b64 or "")
+    found = media.probe(image.data) if image.data is not None else media.probe_base64(image.b64 or Blob())
     if found is None:
         raise ProviderError(ErrorKind.UNUSABLE, "The provider's answer holds no readable picture.")
     if image.size == found.size and image.format == found.format:

@@ -102,10 +102,10 @@ def probe(data: Bytes) -> Probe | None:
     return Probe(form, ImageSize(*size))
 
 
-def probe_base64(text: str | bytes) -> Probe | None:
+def probe_base64(text: Blob) -> Probe | None:
     """The same from base64 text, decoding only as much of its head as the header needs (a multiple of 4 each time)."""
     for length in (512, 4096, 65536, 1048576, len(text) + 3):
-        head = text[: length - length % 4]
+        head = text.head(length - length % 4)
         try:
             # The standard decoder keeps the interpreter lock: on a few bytes, giving it away costs more than the work.
             data = binascii.a2b_base64(head) if length <= 4096 else pybase64.b64decode(head)

@@ -27,8 +27,9 @@ from typing import Any
 import httpx
 from aiohappyeyeballs import start_connection
 
-from router.bounded import Whole
+from router.blob import Blob
 from router.http1 import Answer, Connection, Failures, Origin, translated, written
+from router.whole import Whole
 
 MAX_NAMES = 1000  # names remembered with their addresses
 HAPPY_EYEBALLS_S = 0.25  # until the next address of a host is tried beside the last
@@ -134,7 +135,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             raise
         if answer.complete and not answer.encoded:
             # A small answer comes in one piece with its head: there is nothing left to wait for.
-            return Whole(answer.status, answer.headers, answer.rest())
+            return Whole(answer.status, answer.headers, Blob(answer.rest()))
         return httpx.Response(answer.status, headers=answer.headers, stream=answer)
 
     async def aclose(self) -> None:

@@ -313,7 +313,7 @@ class GeneratedImage:
     """
 
     data: bytes | None = None
-    b64: str | bytes | None = None
+    b64: Blob | None = None
     plain: bool = False  # b64 was checked whole: standard base64, padded, and nothing else
     url: str | None = None
     size: ImageSize | None = None

@@ -16,6 +16,7 @@ import orjson
 import pybase64
 
 from pricing import money_text
+from router.blob import Blob
 from router.errors import RequestError
 from router.types import AttemptSummary, Completed, GeneratedImage, ImageRequest
 
@@ -55,7 +56,7 @@ async def encode_completed(completed: Completed, request: ImageRequest, *, base_
         comma = b"," if number else b""
         if texts:
             pieces.append(comma + b'{"b64_json":"')
-            pieces.append(texts[number])
+            pieces += texts[number]
             pieces.append(b'"}' if rest == b"{}" else b'",' + rest[1:])
         else:
             pieces.append(comma + rest)
@@ -161,28 +162,27 @@ def _integers(values: Mapping[str, Any], names: tuple[str, ...]) -> bool:
 # --- pictures ---------------------------------------------------------------------------------------------------
 
 
-async def base64_of(completed: Completed) -> list[bytes]:
+async def base64_of(completed: Completed) -> list[Blob]:
     """Every picture as standard base64, encoded off the event loop when it is large."""
     return [await base64_text(image) for image in completed.images]
 
 
-async def base64_text(image: GeneratedImage) -> bytes:
-    """Standard base64 without line breaks. Provider's text is passed on as it is when it is clean."""
+async def base64_text(image: GeneratedImage) -> Blob:
+    """Standard base64 without line breaks. Provider's text is passed on as it came when it is clean."""
     if image.b64 is not None:
-        text = image.b64.encode("ascii", "replace") if isinstance(image.b64, str) else image.b64
-        if not image.plain and (len(text) % 4 or _dirty(text)):
-            text = await _off_loop(_cleaned, text)
-        return text
+        if image.plain or not (len(image.b64) % 4 or _dirty(bytes(image.b64))):
+            return image.b64
+        return Blob(await _off_loop(_cleaned, bytes(image.b64)))
     if image.data is None:
         raise ValueError("a picture without its bytes was to be sent as base64")
-    return await _off_loop(pybase64.b64encode, image.data)
+    return Blob(await _off_loop(pybase64.b64encode, image.data))
 
 
 async def raw_bytes(image: GeneratedImage) -> bytes:
     """A picture's bytes, decoded off the event loop when they are many."""
     if image.data is not None:
         return image.data
-    return await _off_loop(pybase64.b64decode, await base64_text(image))
+    return await _off_loop(pybase64.b64decode, bytes(await base64_text(image)))
 
 
 def _dirty(text: bytes) -> bool:

@@ -133,6 +133,6 @@ class Events:
         text = await base64_text(image)
         await self._write(
             f'event: {name}\ndata: {{"type":"{name}","b64_json":"'.encode(),
-            text,
+            *text,
             b'",' + dump(rest)[1:] + b"\n\n",
         )

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from pricing import Reported
+from router.blob import Blob
 from router.errors import Billed, ErrorKind, ProviderError
 from router.providers import answers, bodies, events, sizes
 from router.providers.base import Call, Flow, Hosted, Partial, Read
@@ -178,7 +179,7 @@ def _read(
     response: httpx.Response,
     answer: Mapping[str, Any],
     data: list[Any],
-    pictures: list[bytes],
+    pictures: list[Blob],
     request: ImageRequest,
     warnings: list[Warn],
 ) -> ImageResult:

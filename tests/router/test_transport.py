@@ -13,6 +13,7 @@ import httpx
 import pytest
 import respx
 
+from router.blob import Blob
 from router.bounded import Turns
 from router.errors import Billed, ErrorKind, ProviderError
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
@@ -25,7 +26,7 @@ BASE = "https://api.acme.example/v1"
 KEY = "acme-secret-5f2b9c"
 ACME = Provider("acme", "Acme", "acme", {"api": BASE}, key=KEY, result_hosts=("cdn.acme.example", "*.media.example"))
 AUTH = Auth()
-RESULT = ImageResult(images=(GeneratedImage(b64="aGVsbG8="),))
+RESULT = ImageResult(images=(GeneratedImage(b64=Blob(b"aGVsbG8=")),))
 
 
 class Network:
@@ -259,7 +260,7 @@ async def test_a_queue_is_submitted_noted_polled_and_read(network: Network) -> N
         assert order[-1] == "noted", "the job is durable before the flow goes on"
         polled = yield poll(f"{BASE}/jobs/{job}", after_s=1.5)
         assert polled.json() == {"done": True}
-        yield Partial(GeneratedImage(b64="eA=="), 0)
+        yield Partial(GeneratedImage(b64=Blob(b"eA==")), 0)
         return RESULT
 
     async def on_job(job: Job) -> None:
@@ -279,7 +280,7 @@ async def test_a_queue_is_submitted_noted_polled_and_read(network: Network) -> N
 async def test_jobs_and_partials_nobody_listens_to_are_passed_over(network: Network) -> None:
     def flow() -> Flow:
         assert (yield Job("j", {})) is None
-        assert (yield Partial(GeneratedImage(b64="eA=="), 0)) is None
+        assert (yield Partial(GeneratedImage(b64=Blob(b"eA==")), 0)) is None
         return RESULT
 
     assert (await network.run(flow())).result is RESULT

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pricing import ImageSize
 from router.api.ports import Emit
+from router.blob import Blob
 from router.errors import RequestError
 from router.types import (
     Accepted,
@@ -133,7 +134,7 @@ class FakeGateway:
 
     def image(self, form: str) -> GeneratedImage:
         return GeneratedImage(
-            b64=pybase64.b64encode(self.data) if form != "url" else None,
+            b64=Blob(pybase64.b64encode(self.data)) if form != "url" else None,
             url="/v1/media/abc.png?sig=1" if form != "b64_json" else None,
             size=ImageSize(8, 6),
             format="png",

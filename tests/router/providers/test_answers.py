@@ -1,3 +1,6 @@
+import base64
+import binascii
+import json
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -6,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.blob import Blob
 from router.errors import ErrorKind, ProviderError
 from router.providers import answers
+from router.whole import Whole
 from tests.helpers import reply
 
 
@@ -146,3 +151,57 @@ def test_readers_take_anything(value):
         reader(value)
     answers.size(value, value)
     answers.field_of(value, {})
+
+
+def in_pieces(content: bytes, cuts: list[float]) -> Blob:
+    at = sorted(int(cut * len(content)) for cut in cuts)
+    return Blob(*(content[start:end] for start, end in zip([0, *at], [*at, len(content)], strict=True)))
+
+
+@given(
+    pictures=st.lists(st.binary(max_size=3000), max_size=3),
+    blank=st.sampled_from(["", " ", " " * 70]),
+    prompt=st.sampled_from(["a cat", 'says "b64_json": "no"', "\\", "é"]),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+    end=st.integers(0, 9),
+)
+def test_lifting_reads_an_answer_in_pieces_like_a_parser_reads_it_whole(pictures, blank, prompt, cuts, end):
+    texts = [base64.b64encode(picture).decode() for picture in pictures]
+    items = [{"revised_prompt": prompt, "b64_json": text, "b64_json_2": None} for text in texts]
+    content = json.dumps({"data": items, "usage": {"b64_json": "short"}}, separators=(",", f":{blank}")).encode()
+    content = content[: len(content) - end]
+    answer = Whole(200, [], in_pieces(content, cuts))
+    if end:
+        with pytest.raises(ProviderError, match="could not be read"):
+            answers.parse_lifted(answer, b"b64_json")
+        return
+    found, values = answers.parse_lifted(answer, b"b64_json")
+    put_back = [item | {"b64_json": as_text(answers.lifted(item["b64_json"], values))} for item in found["data"]]
+    assert found | {"data": put_back} == {"data": items, "usage": {"b64_json": "short"}}
+
+
+def as_text(value):
+    return bytes(value).decode() if isinstance(value, Blob) else value
+
+
+def test_a_value_in_pieces_is_not_copied():
+    pieces = (b'{"data":[{"b64_json":"AA', b"A" * 4000, b"A" * 4000, b'AA"}]}')
+    _, (value,) = answers.parse_lifted(Whole(200, [], Blob(*pieces)), b"b64_json")
+    assert {id(piece) for piece in value} >= {id(pieces[1]), id(pieces[2])}
+
+
+@given(
+    data=st.binary(max_size=200),
+    spoil=st.sampled_from(["", "=", "====", "A", "-", "\n"]),
+    at=st.floats(0, 1),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
+)
+def test_base64_in_pieces_is_judged_as_the_standard_judges_it_whole(data, spoil, at, cuts):
+    text = base64.b64encode(data)
+    place = int(at * len(text))
+    text = text[:place] + spoil.encode() + text[place:]
+    try:
+        good = bool(binascii.a2b_base64(text, strict_mode=True)) and len(text) % 4 == 0
+    except binascii.Error:
+        good = False
+    assert (answers.inlined(in_pieces(text, cuts)) is not None) == good

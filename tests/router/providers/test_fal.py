@@ -108,7 +108,7 @@ def test_data_uri_is_kept_as_base64_text():
     text = pybase64.b64encode(PNG_BYTES).decode()
     answer = documented("fal/result", images=[{"url": f"data:image/webp;base64,{text}", "width": 1, "height": 1}])
     (image,) = play(FAL.run(image_request(), sync()), answer).result.images
-    assert (image.b64, image.url, image.format) == (text, None, "webp")
+    assert (image.b64, image.url, image.format) == (text.encode(), None, "webp")
 
 
 def test_edit_sends_pictures_as_data_uris():
