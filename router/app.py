@@ -38,6 +38,7 @@ from router.delivery import Delivery
 from router.errors import RequestError
 from router.events import RequestFinished
 from router.gateway import Clock, Gateway
+from router.heap import keep_freed
 from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
 from router.ledger.reports import CostRow
@@ -587,6 +588,7 @@ async def _serve(
             ledger=settings.ledger_url,
             sandbox=sandbox,
         )
+        keep_freed()
         gc.collect()
         gc.freeze()  # what was loaded for good need not be looked through again and again
         gc.set_threshold(20_000, 20, 20)  # a request makes a thousand objects and no cycle
