@@ -550,9 +550,19 @@ def _routing(section: Section, before: RoutingSettings) -> RoutingSettings:
         presets = {name: replace(known, value_of_time=value) for name, known in PRESETS.items()}
     explore = section.number_or("explore_share", before.explore_share)
     rescue = section.flag("rescue", before.rescue)
+    rescue_share = section.number_or("rescue_share", before.rescue_share)
+    unknown_bills = section.flag("rescue_unknown_bills", before.rescue_unknown_bills)
     section.read.update({"refused", "shared"})
     section.done()
-    return replace(before, preset=preset, presets=presets, explore_share=explore, rescue=rescue)
+    return replace(
+        before,
+        preset=preset,
+        presets=presets,
+        explore_share=explore,
+        rescue=rescue,
+        rescue_share=rescue_share,
+        rescue_unknown_bills=unknown_bills,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -411,7 +411,7 @@ class Gateway:
         """Seconds after which a second target is worth its money; None if it never is or nobody wants one."""
         if decision.mode != "probe" and not work.hurried and not self._selector.settings.rescue:
             return None
-        return self._selector.rescue_after(decision, self._clock.monotonic(), wanted=work.hurried)
+        return self._selector.rescue_after(work.route, decision, self._clock.monotonic(), wanted=work.hurried)
 
     async def _raced(self, attempt: _Attempt, after_s: float, routing: bool) -> Completed:
         """The first success of this attempt and, if it is silent for ``after_s``, of a second one elsewhere.
@@ -462,7 +462,7 @@ class Gateway:
             return None
         now, attempt_id = self._clock.monotonic(), self._clock.new_id()
         tried = (*work.tried, target)
-        decision = self._selector.rescue(work.route, now, tried, now - work.started, attempt_id)
+        decision = self._selector.rescue(work.route, first.decision, now, tried, now - work.started, attempt_id)
         if decision is None or decision.target is None:
             return None
         work.tried = [*tried, decision.target]

@@ -37,7 +37,7 @@ _EXCLUSION = {  # the selector's word before a colon -> the metric's; what is no
     "rate_limited": "rate_limit",
     **dict.fromkeys(("limit", "full"), "capacity"),
     "drained": "disabled",
-    **dict.fromkeys(("unpriced", "max_cost"), "price"),
+    **dict.fromkeys(("unpriced", "max_cost", "bill_unknown"), "price"),
     **dict.fromkeys(("only", "ignore", "max_latency_s", "min_success", "no_fallbacks"), "preference"),
     **dict.fromkeys(("require_tags", "exclude_tags", "fallback"), "preference"),
     "tried": "tried",

@@ -1,4 +1,4 @@
-"""What a model's requests may spend on other things than being served: looks at unused targets, and waste."""
+"""What a model's requests may spend on other things than being served: looks at unused targets, copies, and waste."""
 
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ TOLL = 0.05  # of what a request costs, for the first look; doubles with every l
 class Budget:
     """One model's account."""
 
-    __slots__ = ("_at", "_count", "_last", "_settings", "credit", "rate", "reserved", "spend", "typical", "waste")
+    __slots__ = (
+        "_at",
+        "_count",
+        "_last",
+        "_settings",
+        "credit",
+        "rate",
+        "rescues",
+        "reserved",
+        "spend",
+        "typical",
+        "waste",
+    )
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
@@ -25,13 +37,14 @@ class Budget:
         self._at = 0.0
         self.rate = 0.0  # first attempts per second
         self.credit = 1.0  # looks that may be taken
+        self.rescues = settings.waste_floor_calls  # that may be started
         self.typical = 0.0  # nanos: running mean of what a request is expected to cost, waiting included
         self.spend = 0.0  # nanos
         self.waste = 0.0  # nanos spent without a picture to show for it
         self.reserved = 0  # nanos that calls under way may yet waste
 
     def arrival(self, now: float) -> None:
-        """A request comes in: it earns a share of a look, more of one where requests are rare."""
+        """A request comes in: it earns a share of a look and of a rescue, more of one where requests are rare."""
         s = self._settings
         gap = max(now - self._last, 0.0) if self._last is not None else 0.0
         self._last = now
@@ -39,6 +52,7 @@ class Budget:
         self.rate = self.rate * math.exp(-gap / RATE_S) + 1.0 / RATE_S
         share = min(max(s.explore_share, gap / s.explore_every_s), 0.1)
         self.credit = min(self.credit + share, CREDIT)
+        self.rescues += max(s.rescue_share, gap / s.rescue_every_s)
 
     def chosen(self, cost: float) -> None:
         self.typical += (cost - self.typical) * max(0.01, 1.0 / max(self._count, 1))
@@ -65,12 +79,21 @@ class Budget:
         s = self._settings
         return self.waste + self.reserved + price <= max(s.waste_share * self.spend, s.waste_floor_calls * price)
 
-    def reserve(self, price: int) -> None:
-        """Hold this much for a call that may be wasted, until it is released and what became of it is booked."""
+    def affords_rescue(self, price: float, now: float) -> bool:
+        """Whether one more may be started: they are a share of the last hour's requests, and their money is waste."""
+        s = self._settings
+        self.rescues = min(self.rescues, max(s.waste_floor_calls, s.rescue_share * self.rate * SPEND_S))
+        return self.rescues >= 1.0 and self.affords(price, now)
+
+    def rescue(self, price: int) -> None:
+        """One is about to be started. Its price is held until it is released and what became of it is booked."""
+        self.rescues -= 1.0
         self.reserved += price
 
-    def release(self, price: int) -> None:
+    def release(self, price: int, *, started: bool) -> None:
         self.reserved -= price
+        if not started:
+            self.rescues += 1.0
 
     def _fade(self, now: float) -> None:
         keep = math.exp(-max(0.0, now - self._at) / SPEND_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,10 +90,9 @@ class Decision:
     def chosen(self) -> Row | None:
         return self._chosen
 
-    @property
-    def second(self) -> Row | None:
-        """The best of the others that can take the request now."""
-        others = [row for row in self._rows if row.why is None and row is not self._chosen]
+    def second(self, without: Collection[str] = ()) -> Row | None:
+        """The best of the others that can take the request now, leaving some out."""
+        others = [row for row in self._able() if row is not self._chosen and row.target not in without]
         return min(others, key=lambda row: row.index) if others else None
 
     @property

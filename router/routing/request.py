@@ -31,6 +31,11 @@ class Candidate:
     failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts
     limit_s: float = 120.0  # an attempt is given up after this long
 
+    @property
+    def bills_known(self) -> bool:
+        """Whether the provider's billing facts say what a failed attempt costs."""
+        return self.failure_bills in (0.0, 1.0)
+
 
 @record
 class RouteRequest:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from router.errors import Billed, ErrorKind
+from router.records import changed
 from router.routing.breaker import CLOSED, PROBE, STUCK
 from router.routing.budget import Budget
 from router.routing.constraints import constrain, prefer_whole
@@ -35,6 +36,7 @@ BILL_SAMPLES = 2.0  # what the stated billing facts count as
 FAIL_SAMPLES = 2.0  # what an unknown failure's duration counts as
 PROBE_STUCK = 0.5  # that a probe of a target that hung will hang as well
 RETRIES = 3.0  # of the same target that can be saved up
+BILL_UNKNOWN = "bill_unknown"  # why a target may not take a rescue
 
 
 class Selector:
@@ -265,9 +267,9 @@ class Selector:
 
     def on_end(self, attempt_id: str, outcome: Outcome, now: float) -> None:
         """The attempt ended. An id that is not running is ignored, so that it is safe to report twice."""
-        if self._reserved and (held := self._reserved.pop(attempt_id, None)) is not None:
-            self._budget(held[0]).release(held[1])
         flight = self._flights.pop(attempt_id, None)
+        if self._reserved and (held := self._reserved.pop(attempt_id, None)) is not None:
+            self._budget(held[0]).release(held[1], started=flight is not None)
         if flight is None:
             return
         fleet, arm = self._fleet, flight.arm
@@ -361,22 +363,29 @@ class Selector:
             return False
         return any(row.why in (None, PROBE, "full") for row in rows)
 
-    def rescue_after(self, decision: Decision, now: float, *, wanted: bool = False) -> float | None:
+    def rescue_after(
+        self, request: RouteRequest, decision: Decision, now: float, *, wanted: bool = False
+    ) -> float | None:
         """Seconds of silence after which a second copy elsewhere is worth its price.
 
-        None if it never is, if nothing stands behind the chosen target, if the waste budget is spent, or if it is
-        neither ``wanted`` for this request nor by ``settings.rescue``; a probe of a target that hung is rescued in any
-        case.
+        None if it never is, if nothing stands behind the chosen target, if nobody knows what the loser would cost, if
+        the budgets of rescues and of waste are spent, or if it is neither ``wanted`` for this request nor by
+        ``settings.rescue``. A probe of a target that hung is rescued in any case while the budgets last: to risk it was
+        the router's wish, not the client's.
         """
-        chosen, second = decision.chosen, decision.second
-        if chosen is None or second is None:
+        chosen = decision.chosen
+        if chosen is None:
             return None
         stuck = self._fleet.arm(decision.ask.operation, chosen.target, chosen.provider).stalls
-        if decision.mode == "probe" and self._fleet.breakers[chosen.target].reason == STUCK:
+        if self._risked(decision):
             stuck = PROBE_STUCK
         elif not (wanted or self.settings.rescue):
             return None
-        if not self._budget(decision.ask.model).affords(second.price, now):
+        unsure = self._unsure(request, decision)
+        second = decision.second(unsure)
+        if second is None or chosen.target in unsure:
+            return None
+        if not self._budget(decision.ask.model).affords_rescue(second.price, now):
             return None
         return rescue_delay(
             chosen.ln_median,
@@ -389,13 +398,25 @@ class Selector:
         )
 
     def rescue(
-        self, request: RouteRequest, now: float, tried: Sequence[str], elapsed_s: float, attempt_id: str
+        self,
+        request: RouteRequest,
+        first: Decision,
+        now: float,
+        tried: Sequence[str],
+        elapsed_s: float,
+        attempt_id: str,
     ) -> Decision | None:
-        """The choice of a second copy's target, the silent one being the last of ``tried``.
+        """The choice of a second copy's target, beside the silent one that ``first`` chose, the last of ``tried``.
 
-        None if no other is in good health or the waste budget does not cover its price. The price is held in the
-        budget until ``on_end(attempt_id)``, so that a hang of many calls does not start more than the budget has.
+        None if no other is in good health or the budgets do not cover it. Its price is held in the budget until
+        ``on_end(attempt_id)``, so that a hang of many calls does not start more than the budget has.
         """
+        unsure = self._unsure(request, first)
+        if unsure:
+            candidates = tuple(
+                changed(c, excluded=c.excluded or BILL_UNKNOWN) if c.target in unsure else c for c in request.candidates
+            )
+            request = changed(request, candidates=candidates)
         try:
             decision = self.choose(request, now, tried, elapsed_s)
         except Infeasible:
@@ -403,11 +424,21 @@ class Selector:
         if decision.chosen is None or decision.mode == "panic":
             return None
         budget = self._budget(request.model)
-        if not budget.affords(decision.chosen.price, now):
+        if not budget.affords_rescue(decision.chosen.price, now):
             return None
-        budget.reserve(decision.chosen.price)
+        budget.rescue(decision.chosen.price)
         self._reserved[attempt_id] = request.model, decision.chosen.price
         return decision
+
+    def _risked(self, decision: Decision) -> bool:
+        """Whether this is the probe of a target that hung."""
+        return decision.mode == "probe" and self._fleet.breakers[decision.target or ""].reason == STUCK
+
+    def _unsure(self, request: RouteRequest, first: Decision) -> frozenset[str]:
+        """Targets that must have no part in a rescue: what the call that loses costs there, nobody knows."""
+        if self.settings.rescue_unknown_bills or self._risked(first):
+            return frozenset()
+        return frozenset(candidate.target for candidate in request.candidates if not candidate.bills_known)
 
     # -- operating
 

@@ -81,6 +81,9 @@ class RoutingSettings:
     waste_share: float = 0.03  # of the last hour's spend, per model: maybe-billed failovers and rescues
     waste_floor_calls: float = 4.0
     rescue: bool = False  # a second copy elsewhere of a call that is probably stuck
+    rescue_share: float = 0.03  # of the requests at most
+    rescue_every_s: float = 900.0  # at low traffic: one in this time, as many saved up as the floor above
+    rescue_unknown_bills: bool = False  # also where nobody knows what a failed call costs
     retry_every_s: float = 20.0  # one retry of the same target in this time, three saved up
 
     sticky: float = 0.05  # a session stays with its target while that costs at most this share more

@@ -94,6 +94,7 @@ class Traffic:
             lambda: self._generate("sandbox-down"),
             lambda: self._generate("sandbox-refused"),
             lambda: self._generate("sandbox-billed-error"),
+            lambda: self._generate("sandbox-rescue", extra_headers={"x-pixelroute-deadline-s": "5"}),
             lambda: self._generate("there-is-no-such-model"),
         ]
 

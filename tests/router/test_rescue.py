@@ -425,6 +425,24 @@ async def test_what_a_rescue_may_waste_is_bounded(stage: Stage) -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
+UNKNOWN = CONFIG.replace(
+    'fal: {prices: fal, billing: {server_error: "no"}}', "fal: {prices: fal, billing: {server_error: maybe}}"
+)
+
+
+async def test_a_target_whose_failures_cost_nobody_knows_what_is_not_rescued(tmp_path: Path) -> None:
+    assert UNKNOWN != CONFIG
+    async with Stage(tmp_path, UNKNOWN) as stage:
+        await served_without(stage, ask(deadline_s=40.0))
+        assert stage.time.waits == []
+    (tmp_path / "lifted").mkdir()
+    async with Stage(tmp_path / "lifted", UNKNOWN + "routing: {rescue_unknown_bills: true}\n") as lifted:
+        lifted.wire.answers["fal"] = [lifted.hangs("fal")]
+        waiting = asyncio.create_task(lifted.run(ask(deadline_s=40.0)))
+        lifted.time.move(await lifted.armed())
+        assert (await waiting).executed_model == "gpu-fast/flux"
+
+
 STREAMS = CONFIG.replace("        sizes: {max_side:", "        streams: true\n        sizes: {max_side:")
 
 

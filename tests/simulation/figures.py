@@ -432,7 +432,7 @@ PARTS: Mapping[str, RoutingSettings] = {
     "no ejection of what seems stuck": RoutingSettings(stuck=math.inf),
     "half-life 600 s": RoutingSettings(half_life_s=600.0),
     "long run by sample, not by time": RoutingSettings(memory_step_s=0.0),
-    "rescue of stuck calls": RoutingSettings(rescue=True),
+    "rescue of stuck calls": RoutingSettings(rescue=True, rescue_unknown_bills=True),
 }
 
 

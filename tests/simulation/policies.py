@@ -73,7 +73,7 @@ class SelectorPolicy:
 
     def rescue_s(self, request: Request) -> float | None:
         assert self._decision is not None
-        return self.selector.rescue_after(self._decision, self.world.now)
+        return self.selector.rescue_after(self._request(request), self._decision, self.world.now)
 
 
 class ReplicasPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from router.errors import CONSEQUENCES, Billed, ErrorKind
 from router.routing import Candidate, Outcome, Prior, RouteRequest, RoutingSettings, Selector
 from router.routing.failover import BACKOFF_CAP_S, RULES, backoff_s, next_step, rescue_delay
+from router.types import Preferences
 
 
 def step(kind: ErrorKind = ErrorKind.SERVER_ERROR, billed: Billed = Billed.NO, **changes: Any) -> tuple[str, float]:
@@ -127,11 +129,11 @@ def test_an_attempt_that_ends_before_a_copy_is_worth_its_price_has_none():
     assert due(limit_s=5.0) is None
 
 
-def racing(**settings: Any) -> tuple[Selector, RouteRequest]:
+def racing(bills: tuple[float, float, float] = (0.0, 0.0, 0.0), **settings: Any) -> tuple[Selector, RouteRequest]:
     candidates = (
-        Candidate("a/m", "a", 8_000_000, 8_000_000),
-        Candidate("b/m", "b", 12_000_000, 12_000_000),
-        Candidate("c/m", "c", 12_000_000, 12_000_000),
+        Candidate("a/m", "a", 8_000_000, 8_000_000, failure_bills=bills[0]),
+        Candidate("b/m", "b", 12_000_000, 12_000_000, failure_bills=bills[1]),
+        Candidate("c/m", "c", 12_000_000, 12_000_000, failure_bills=bills[2]),
     )
     priors = {"a/m": Prior(3.0, 6.0, 0.99), "b/m": Prior(3.0, 6.0, 0.99), "c/m": Prior(20.0, 40.0, 0.99)}
     return Selector(RoutingSettings(**settings), priors), RouteRequest("m", "generate", candidates)
@@ -141,29 +143,98 @@ def test_nobody_is_rescued_unless_it_is_wanted():
     machine, request = racing()
     decision = machine.choose(request, 0.0)
     assert decision.target == "a/m"
-    assert machine.rescue_after(decision, 0.0) is None
-    assert machine.rescue_after(decision, 0.0, wanted=True) is not None
+    assert machine.rescue_after(request, decision, 0.0) is None
+    assert machine.rescue_after(request, decision, 0.0, wanted=True) is not None
     machine, request = racing(rescue=True)
-    assert machine.rescue_after(machine.choose(request, 0.0), 0.0) is not None
+    assert machine.rescue_after(request, machine.choose(request, 0.0), 0.0) is not None
 
 
 def test_the_copy_goes_to_the_best_other_and_its_price_is_held_until_it_ends():
     machine, request = racing(waste_floor_calls=2.0)
-    chosen = [machine.rescue(request, 0.0, ("a/m",), 9.0, f"rescue-{number}") for number in range(3)]
+    first = machine.choose(request, 0.0)
+    chosen = [machine.rescue(request, first, 0.0, ("a/m",), 9.0, f"rescue-{number}") for number in range(3)]
     assert [decision and decision.target for decision in chosen] == ["b/m", "b/m", None]
-    machine.on_start("b/m", request, 0.0, "rescue-0")
-    machine.on_end("rescue-0", Outcome.success(3.0, 12_000_000), 3.0)
-    again = machine.rescue(request, 3.0, ("a/m",), 12.0, "rescue-3")
+    machine.on_end("rescue-1", Outcome.neutral(), 3.0)  # one that was never started gives back what it took
+    again = machine.rescue(request, first, 3.0, ("a/m",), 12.0, "rescue-3")
     assert again is not None
-    machine.on_end("rescue-1", Outcome.neutral(), 3.0)  # one that was never started gives its money back too
-    machine.on_end("rescue-3", Outcome.neutral(), 3.0)
+    for attempt in ("rescue-0", "rescue-3"):
+        machine.on_start("b/m", request, 3.0, attempt)
+        machine.on_end(attempt, Outcome.success(3.0, 12_000_000), 6.0)
     assert machine._budget("m").reserved == 0
+
+
+NOBODY_KNOWS = 0.5
+
+
+@pytest.mark.parametrize(
+    ("bills", "settings", "rescuer"),
+    [
+        ((0.0, 1.0, 0.0), {}, "b/m"),  # that a failure is billed is known as well
+        ((0.0, NOBODY_KNOWS, 0.0), {}, "c/m"),
+        ((0.0, NOBODY_KNOWS, NOBODY_KNOWS), {}, None),
+        ((NOBODY_KNOWS, 0.0, 0.0), {}, None),
+        ((NOBODY_KNOWS, NOBODY_KNOWS, 0.0), {"rescue_unknown_bills": True}, "b/m"),
+    ],
+)
+def test_there_is_no_copy_where_nobody_knows_what_the_loser_costs(bills, settings, rescuer):
+    machine, request = racing(bills, **settings)
+    request = replace(request, preferences=Preferences(order=("a/m",)))
+    first = machine.choose(request, 0.0)
+    assert first.target == "a/m"
+    assert (machine.rescue_after(request, first, 0.0, wanted=True) is not None) == (rescuer is not None)
+    if rescuer is not None:
+        copy = machine.rescue(request, first, 20.0, ("a/m",), 20.0, "copy")
+        assert copy is not None
+        assert copy.target == rescuer
+        if bills[1] == NOBODY_KNOWS and not settings:
+            assert {one.target: one.excluded_by for one in copy.candidates}["b/m"] == "bill_unknown"
+
+
+def rescued(machine: Selector, request: RouteRequest, every_s: float, requests: int) -> int:
+    """How many of so many requests got a copy, if all that the budgets allow do; money is no object."""
+    found = 0
+    for number in range(requests):
+        now = number * every_s
+        first = machine.choose(request, now)
+        if machine.rescue(request, first, now, ("a/m",), 0.0, str(number)) is not None:
+            found += 1
+            machine.on_start("b/m", request, now, str(number))
+            machine.on_end(str(number), Outcome.success(1.0, 0), now + 1.0)
+    return found
+
+
+def test_rescues_are_a_share_of_the_requests():
+    machine, request = racing(waste_floor_calls=4.0)
+    assert 4 + 35 <= rescued(machine, request, 3.0, 1200) <= 4 + 36
+    machine, request = racing(waste_floor_calls=4.0, rescue_share=0.0)
+    assert 4 + 3 <= rescued(machine, request, 3.0, 1200) <= 4 + 4  # and at least one in a quarter of an hour
+
+
+def test_few_requests_still_have_a_rescue_when_it_counts():
+    machine, request = racing(waste_floor_calls=4.0)
+    assert rescued(machine, request, 1800.0, 40) == 40
+
+
+def test_rescues_are_not_saved_up_for_longer_than_an_hour():
+    machine, request = racing(waste_floor_calls=4.0)
+    for number in range(6 * 1200):
+        machine.choose(request, 3.0 * number)
+    first = machine.choose(request, 21_600.0)
+    burst = [machine.rescue(request, first, 21_600.0, ("a/m",), 0.0, str(number)) for number in range(60)]
+    assert sum(one is not None for one in burst) <= 36
+    machine, request = racing(waste_floor_calls=4.0, waste_share=1.0)
+    machine.choose(request, 0.0)
+    assert machine._budget("m").affords_rescue(0, 0.0)
+    machine.choose(request, 86_400.0)
+    machine._budget("m").affords_rescue(0, 86_400.0)
+    assert machine._budget("m").rescues == 4.0
 
 
 def test_a_target_in_trouble_is_no_rescue():
     machine, request = racing()
+    first = machine.choose(request, 0.0)
     for number in range(6):
         for target in ("b/m", "c/m"):
             machine.on_start(target, request, float(number), f"{target}{number}")
             machine.on_end(f"{target}{number}", Outcome.failure(billed=False), number + 0.5)
-    assert machine.rescue(request, 7.0, ("a/m",), 9.0, "rescue") is None
+    assert machine.rescue(request, first, 7.0, ("a/m",), 9.0, "rescue") is None
