@@ -109,7 +109,7 @@ class Transport:
         ``max_bytes``: bound on each answer, where several pictures need more than the transport's own.
         Raises ProviderError with ``latency_s``, ``ttfb_s`` and ``sent_billable`` set. Cancellation passes through.
         """
-        attempt = _Attempt(self, provider, auth, max_bytes or self._max_response_bytes, resumed)
+        attempt = _Attempt(self, provider, auth, max_bytes or self._max_response_bytes, timeout_s, resumed)
         try:
             with closing(flow):
                 async with asyncio.timeout(timeout_s) as deadline:
@@ -131,7 +131,7 @@ class Transport:
 
     async def call(self, call: Call, provider: Provider, auth: Auth, *, timeout_s: float) -> httpx.Response:
         """One exchange by itself, such as a cancellation. Raises ProviderError like ``run``."""
-        attempt = _Attempt(self, provider, auth, self._max_response_bytes)
+        attempt = _Attempt(self, provider, auth, self._max_response_bytes, timeout_s)
         try:
             async with asyncio.timeout(timeout_s) as deadline:
                 return await attempt.exchange(call)
@@ -293,9 +293,16 @@ class _Attempt:
     """One flow being driven: what has been sent, what came back, what is open."""
 
     def __init__(
-        self, transport: Transport, provider: Provider, auth: Auth, max_bytes: int, resumed: bool = False
+        self,
+        transport: Transport,
+        provider: Provider,
+        auth: Auth,
+        max_bytes: int,
+        timeout_s: float,
+        resumed: bool = False,
     ) -> None:
         self.started = transport._clock()
+        self._timeout_s = timeout_s
         self.ttfb_s: float | None = None
         self.sent_billable = resumed
         self._last: httpx.Response | None = None
@@ -395,6 +402,9 @@ class _Attempt:
         headers = inner.headers.raw.copy()
         if "user-agent" not in inner.headers:
             headers.append((b"User-Agent", USER_AGENT))
+        if call.deadline is not None:
+            left_s = self.started + self._timeout_s - self._transport._clock()
+            headers.append(call.deadline(max(left_s, 0.0)))
         auth = self._auth
         if own and self._provider.key is not None and auth.header not in inner.headers:
             headers.append((auth.header.encode("ascii"), (auth.prefix + self._provider.key).encode("latin-1")))

@@ -13,7 +13,7 @@ providers is the transport's: credentials, trusted hosts, deadlines, timing, con
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -30,12 +30,14 @@ class Call:
 
     ``billable``: once it is sent, the provider may charge. ``after_s``: wait this long first (polling).
     ``stream``: the answer comes as soon as its headers do; the flow then reads the body with ``Read()``.
+    ``deadline``: the header that tells the provider how many seconds are left of the attempt, where it takes one.
     """
 
     request: httpx.Request
     billable: bool = False
     after_s: float = 0.0
     stream: bool = False
+    deadline: Callable[[float], tuple[bytes, bytes]] | None = None
 
 
 @record

@@ -84,10 +84,10 @@ class Fal(Hosted):
         body = self._body(request, target, warnings)
         if target.options.get("call") == "sync":
             url = bodies.endpoint(f"{self.base['run']}/{model}")
-            response = yield Call(bodies.post(url, body, _HEADERS), billable=True)
+            response = yield Call(bodies.post(url, body, _HEADERS), billable=True, deadline=_start_within)
             return _result(response, request, warnings)
         url = bodies.endpoint(f"{self.base['queue']}/{model}")
-        response = yield Call(bodies.post(url, body, _HEADERS), billable=True)
+        response = yield Call(bodies.post(url, body, _HEADERS), billable=True, deadline=_start_within)
         job = self._ticket(response, model)
         yield job
         return (yield from self._await(job, request, warnings))
@@ -161,6 +161,11 @@ class Fal(Hosted):
             raise answers.failure(response, _INFRASTRUCTURE[code], code=code, billed=_infrastructure_bill(code))
         response = yield Call(bodies.get(response_url))
         return _result(response, request, warnings, job.id, answers.mapping(state.get("metrics")))
+
+
+def _start_within(seconds: float) -> tuple[bytes, bytes]:
+    """What has not been started by then is not, and costs nothing; fal's own client refuses a second and less."""
+    return b"x-fal-request-timeout", b"%.1f" % max(seconds, 1.1)
 
 
 def _app(model: str) -> str:
@@ -241,6 +246,8 @@ def _meaning(response: httpx.Response, code: str | None) -> tuple[ErrorKind, Bil
     """Kind and billing of an error. fal FAQ, 2026-11-20: 5xx is never billed; a 422 may be, if a runner worked."""
     status = response.status_code
     kind = answers.kind_of(response)
+    if response.headers.get("x-fal-request-timeout-type") == "user":  # not started within the time that we gave
+        return ErrorKind.NO_ANSWER, Billed.NO
     if code is not None and code in _INFRASTRUCTURE:
         return _INFRASTRUCTURE[code], _infrastructure_bill(code)
     if code in _REFUSALS:

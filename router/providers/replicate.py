@@ -6,6 +6,7 @@ Facts: replicate-python 1.0.7, Replicate's OpenAPI file, documentation of predic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, ClassVar
@@ -21,8 +22,9 @@ WAIT_S = 5
 """How long a create call is held open: a fast model answers in one exchange, and of a slow one the id is known, and
 durable, soon."""
 
-CANCEL_AFTER = "10m"
-"""Replicate stops a prediction that outlives this, so that an abandoned one stops costing."""
+GRACE_S = 5
+"""How much longer than the attempt a prediction may run before Replicate stops it, so that one whose router died stops
+costing; while it lives, it says so itself."""
 
 _RESERVED = frozenset(
     {"prompt", "num_outputs", "width", "height", "seed", "output_format", "output_quality", "image", "mask"}
@@ -36,7 +38,7 @@ class Replicate(Hosted):
     Settings: ``size_as`` aspect_ratio (default), width_height (with ``aspect_ratio: custom``) or none; ``images_as``
     the model's input for source pictures (a list, unless it names one of the single inputs); ``count_as`` its input for
     n, left out if it makes one; ``jpeg_as`` its word for JPEG; ``wait`` seconds to hold the create call, 0 for none;
-    ``cancel_after``.
+    ``cancel_after`` instead of the attempt's own time (30s, 1m30s).
     """
 
     urls: ClassVar[Mapping[str, str]] = {"api": "https://api.replicate.com/v1"}
@@ -51,7 +53,8 @@ class Replicate(Hosted):
 
     def run(self, request: ImageRequest, target: Target) -> Flow:
         warnings: list[Warn] = []
-        response = yield Call(self._create(request, target, warnings), billable=True)
+        deadline = None if "cancel_after" in target.options else _cancel_after
+        response = yield Call(self._create(request, target, warnings), billable=True, deadline=deadline)
         if not response.is_success:
             raise _failure(response)
         prediction = answers.mapping(answers.parse_exact(response))
@@ -99,7 +102,9 @@ class Replicate(Hosted):
         else:
             url = bodies.endpoint(f"{self.base['api']}/predictions")
             outer["version"] = model
-        headers = [*bodies.JSON_HEADERS, (b"cancel-after", str(options.get("cancel_after", CANCEL_AFTER)).encode())]
+        headers = [*bodies.JSON_HEADERS]
+        if "cancel_after" in options:
+            headers.append((b"cancel-after", str(options["cancel_after"]).encode()))
         wait_s = options.get("wait", WAIT_S)
         if wait_s:
             headers.append((b"prefer", b"wait=%d" % wait_s))
@@ -128,6 +133,12 @@ class Replicate(Hosted):
                 raise polling.lost("The provider reports a state that is not known.", response.status_code)
             if status in _FINAL:
                 return _result(response, prediction, request, warnings)
+
+
+def _cancel_after(seconds: float) -> tuple[bytes, bytes]:
+    minutes, rest = divmod(math.ceil(seconds) + GRACE_S, 60)
+    written = f"{minutes}m{rest}s" if minutes and rest else f"{minutes}m" if minutes else f"{rest}s"
+    return b"cancel-after", written.encode()
 
 
 _RUNNING = frozenset({"starting", "processing"})

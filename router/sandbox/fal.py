@@ -133,27 +133,29 @@ class Fal(Emulator):
 
     async def run(self, call: Call) -> Response:
         endpoint_id, app = self._app(call)
+        _start_deadline(call)
         body = await call.json()
         await call.admit(endpoint_id, _prompt(body))
         return (await self._make(call, app, check(app, body)))[0]
 
     async def submit(self, call: Call) -> Response:
         endpoint_id, app = self._app(call)
+        start_s = _start_deadline(call)
         body = await call.json()
         job = _Job(call, await call.admit(endpoint_id, _prompt(body)))
         self._jobs[call.id] = job
         webhook = call.request.query_params.get("fal_webhook")
-        job.task = self.world.spawn(self._process(job, app, body, webhook))
+        job.task = self.world.spawn(self._process(job, app, body, start_s, webhook))
         ticket = {"request_id": call.id, **_links(call, job)}
         if webhook:
             return JSONResponse({**ticket, "gateway_request_id": call.id})
         return JSONResponse({"status": "IN_QUEUE", "queue_position": 0, **ticket})
 
-    async def _process(self, job: _Job, app: App, body: Mapping[str, Any], webhook: str | None) -> None:
+    async def _process(self, job: _Job, app: App, body: Mapping[str, Any], start_s: float, webhook: str | None) -> None:
         """What becomes of a queued request."""
         call, wait = job.call, QUEUE_SHARE * app.latency.p50
         await self.world.wait(wait)
-        if wait * self.world.time_scale > _number(call.request.headers.get("x-fal-request-timeout")):
+        if wait * self.world.time_scale > start_s:
             late = infrastructure_error(504, "request_timeout", "Request timed out")
             late.headers["X-Fal-Request-Timeout-Type"] = "user"
             job.end(late)
@@ -366,8 +368,10 @@ def _prompt(body: Mapping[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else ""
 
 
-def _number(text: str | None) -> float:
+def _start_deadline(call: Call) -> float:
+    """Seconds within which the request must have been started. How fal refuses what is no number is not documented."""
+    text = call.request.headers.get("x-fal-request-timeout")
     try:
-        return float(text) if text else float("inf")
+        return float(text) if text is not None else float("inf")
     except ValueError:
-        return float("inf")
+        raise Problem(infrastructure_error(400, "bad_request", "X-Fal-Request-Timeout is not a number")) from None

@@ -153,6 +153,7 @@ class Replicate(Emulator):
 
     async def create(self, call: Call) -> Response:
         body = await call.json()
+        limit = _duration(call.request.headers.get("cancel-after"))
         given = body.get("input")
         if not isinstance(given, dict):
             raise Problem(_error(422, "Input validation failed", "- input is required\n"))
@@ -167,7 +168,6 @@ class Replicate(Emulator):
         prediction = _Prediction(call, name, given, created=self.world.now())
         self._predictions[call.id] = prediction
         prediction.task = self.world.spawn(self._process(prediction, model, order, body))
-        limit = _duration(call.request.headers.get("cancel-after"))
         if limit is not None:
             self.world.spawn(self._cancel_after(prediction, limit))
         wait = _prefer_wait(call.request.headers.get("prefer"))
@@ -435,11 +435,14 @@ def _prefer_wait(header: str | None) -> float:
 
 
 def _duration(text: str | None) -> float | None:
-    match = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?|(\d+)", (text or "").strip())
-    if not text or match is None:
+    """Seconds of a header such as 30s, 1m or 1m30s. What Replicate says to another form is not documented."""
+    if text is None:
         return None
-    minutes, seconds, plain = (int(part or 0) for part in match.groups())
-    return float(minutes * 60 + seconds + plain)
+    match = re.fullmatch(r"(?=\d)(?:(\d+)m)?(?:(\d+)s)?", text)
+    if match is None:
+        raise Problem(_error(422, "Invalid header", f"- Cancel-After: {text!r} is not a duration\n"))
+    minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(minutes * 60 + seconds)
 
 
 def _seconds(seconds: float) -> Decimal:

@@ -938,3 +938,20 @@ async def test_a_slow_host_keeps_nobody_waiting():
         ended.set()
         await first
     assert turns._free._value == 1  # its turn was given back once, not twice
+
+
+async def test_a_provider_is_told_how_much_time_is_left(network: Network) -> None:
+    """What it has when the call leaves, not when the attempt began; questions about the job carry nothing of it."""
+    network.router.get(f"{BASE}/prices").mock(side_effect=network.takes(1.25, httpx.Response(200)))
+    told = network.router.post(f"{BASE}/images").respond(200)
+    asked = network.router.get(f"{BASE}/jobs/1").respond(200)
+
+    def flow() -> Flow:
+        yield poll(f"{BASE}/prices")
+        yield submit(deadline=lambda left_s: (b"x-time-left", b"%.2f" % left_s))
+        yield poll()
+        return RESULT
+
+    await network.run(flow(), timeout_s=30.0)
+    assert told.calls.last.request.headers["x-time-left"] == "28.75"
+    assert "x-time-left" not in asked.calls.last.request.headers

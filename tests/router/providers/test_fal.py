@@ -65,6 +65,22 @@ def test_queue_submits_notes_the_job_polls_and_fetches():
     assert result.warnings == ()
 
 
+@pytest.mark.parametrize(("left_s", "written"), [(120.0, b"120.0"), (42.26, b"42.3"), (0.4, b"1.1")])
+@pytest.mark.parametrize("target", [TURBO, sync()])
+def test_what_is_not_started_in_the_attempts_time_never_is(target, left_s, written):
+    (submit,) = play(FAL.run(image_request(), target), reply(status=500)).calls
+    assert submit.deadline is not None
+    assert submit.deadline(left_s) == (b"x-fal-request-timeout", written)
+
+
+def test_a_start_that_came_too_late_is_a_timeout_and_free():
+    late = reply({"detail": "Request timed out", "error_type": "request_timeout"}, 504)
+    assert play(FAL.run(image_request(), sync()), late).failure().kind is ErrorKind.SERVER_ERROR
+    late.headers["X-Fal-Request-Timeout-Type"] = "user"
+    error = play(FAL.run(image_request(), sync()), late).failure()
+    assert (error.kind, error.billed) == (ErrorKind.NO_ANSWER, Billed.NO)
+
+
 def test_generation_body_says_everything_fal_would_otherwise_default():
     played = play(FAL.run(image_request(n=3, seed=42), sync()), documented("fal/result"))
     assert played.sent() == {

@@ -25,7 +25,7 @@ def test_a_fast_model_answers_the_held_call():
     (call,) = played.calls
     assert str(call.request.url) == "https://api.replicate.com/v1/models/black-forest-labs/flux-schnell/predictions"
     assert call.billable
-    assert (call.request.headers["prefer"], call.request.headers["cancel-after"]) == ("wait=5", "10m")
+    assert call.request.headers["prefer"] == "wait=5"
     assert played.sent() == {
         "input": {
             "prompt": "A serene mountain landscape at sunset",
@@ -40,6 +40,23 @@ def test_a_fast_model_answers_the_held_call():
     assert result.images[0].url == "https://replicate.delivery/xezq/ab/out-0.webp"
     assert (result.seconds, result.queue_s) == (Decimal("0.61"), 1.25)
     assert result.provider_request_id == "gm3qorzdhgbfurvjtvhg6dckhu"
+
+
+@pytest.mark.parametrize(
+    ("left_s", "written"),
+    [(180.0, b"3m5s"), (175.0, b"3m"), (90.2, b"1m36s"), (54.9, b"1m"), (30.0, b"35s"), (0.0, b"5s")],
+)
+def test_a_prediction_that_outlives_the_attempt_is_stopped_by_replicate(left_s, written):
+    (create,) = play(ADAPTER.run(image_request(), SCHNELL), reply(status=500)).calls
+    assert "cancel-after" not in create.request.headers
+    assert create.deadline is not None
+    assert create.deadline(left_s) == (b"cancel-after", written)
+
+
+def test_the_operator_may_say_how_long_a_prediction_runs():
+    (create,) = play(ADAPTER.run(image_request(), model(options={"cancel_after": "10m"})), reply(status=500)).calls
+    assert create.request.headers["cancel-after"] == "10m"
+    assert create.deadline is None
 
 
 def test_a_slow_model_is_polled():

@@ -357,6 +357,11 @@ def test_start_deadline_of_the_caller(sandbox: Sandbox) -> None:
     assert finished(sandbox, ticket).json()["error_type"] == "request_timeout"
     result = get(sandbox, ticket["response_url"])
     assert (result.status_code, result.headers["x-fal-request-timeout-type"]) == (504, "user")
+    in_time = post(sandbox, TURBO, {"prompt": "a"}, "queue", **{"X-Fal-Request-Timeout": "30.0"}).json()
+    assert "error_type" not in finished(sandbox, in_time).json()
+    for path in ("queue", "run"):
+        reply = post(sandbox, TURBO, {"prompt": "a"}, path, **{"X-Fal-Request-Timeout": "30s"})
+        assert (reply.status_code, reply.headers["x-fal-error-type"]) == (400, "bad_request")
 
 
 # Inputs and refusals

@@ -118,6 +118,12 @@ def test_cancel_after(sandbox: Sandbox) -> None:
     assert seconds >= Decimal("0.9")
 
 
+@pytest.mark.parametrize(("written", "status"), [("1m", 201), ("1m30s", 201), ("90s", 201), ("90", 422), ("1.5s", 422)])
+def test_cancel_after_is_minutes_and_seconds(sandbox: Sandbox, written: str, status: int) -> None:
+    reply = create(sandbox, SCHNELL, {"input": {"prompt": "a"}}, **{"Cancel-After": written})
+    assert reply.status_code == status
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "usd"),
     [
