@@ -35,6 +35,7 @@ from router.api.webhooks import Webhooks
 from router.config import ConfigError, MediaSettings, Settings, WebhookSettings, load
 from router.console import Recent, console_routes
 from router.delivery import Delivery
+from router.drains import Drains
 from router.errors import RequestError
 from router.events import RequestFinished
 from router.gateway import Clock, Gateway
@@ -202,7 +203,10 @@ class Runtime:
         self.ledger.on_commit = self.telemetry.ledger_commit
         replica = new_id("rep")
         self.selector = Selector(settings.routing, settings.priors, random.Random(), replica)  # noqa: S311 - no secret
-        self._sharing = _sharing(settings, self.selector, replica, self.telemetry)
+        self.drains = Drains(
+            self.ledger.path.with_suffix(".drained.json"), [target.key for target in settings.targets], self._steer
+        )
+        self.sharing = _sharing(settings, self.selector, replica, self.drains, self.telemetry)
         pool = PoolTransport()
         self.transport = Transport(pool, guarded=PoolTransport(accepts=is_public))
         self.store = MediaStore(
@@ -231,7 +235,7 @@ class Runtime:
                 ledger_oldest_s=lambda: self.ledger.oldest_pending_age_s(time.monotonic()),
                 ledger_open=lambda: self.ledger.open_attempts,
                 spend=self._spend,
-                sharing=self._shared if settings.sharing is not None else None,
+                sharing=self.shared if settings.sharing is not None else None,
             )
         )
         self._ready = False
@@ -246,8 +250,10 @@ class Runtime:
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))
         beside = [asyncio.create_task(work) for work in (self.telemetry.watch_event_loop(), self.store.run())]
-        if self._sharing is not None:
-            self._sharing.start(self.ledger.identity)
+        await self.drains.load()
+        if self.sharing is not None:
+            self.sharing.start(self.ledger.identity)
+            await self.sharing.asked()  # no request goes to a target that was drained elsewhere
         self._ready = True
         try:
             yield
@@ -258,14 +264,17 @@ class Runtime:
             await asyncio.gather(*beside, return_exceptions=True)
             await self.gateway.close(self.settings.limits.drain_s)
             await self.requests.close()
-            if self._sharing is not None:  # until here the others were told what is still running
-                await self._sharing.close()
+            if self.sharing is not None:  # until here the others were told what is still running
+                await self.sharing.close()
             await self.transport.aclose()
             await self.ledger.close()
 
-    def _shared(self) -> tuple[bool, int]:
+    def shared(self) -> tuple[bool, int]:
         """Whether statistics are shared just now, and with how many others."""
-        return (self._sharing.up, self._sharing.others) if self._sharing is not None else (False, 0)
+        return (self.sharing.up, self.sharing.others) if self.sharing is not None else (False, 0)
+
+    def _steer(self, target: str, out: bool) -> None:
+        (self.selector.drain if out else self.selector.undrain)(target)
 
     def _spend(self) -> Iterator[tuple[str, str | None, int]]:
         """Exact spend in dollars of this UTC day and month by team, from the ledger; read at a scrape, in a thread."""
@@ -323,7 +332,9 @@ class Runtime:
             self.telemetry.request_finished(request_finished(exchange))
 
 
-def _sharing(settings: Settings, selector: Selector, replica: str, telemetry: Telemetry) -> Sharing | None:
+def _sharing(
+    settings: Settings, selector: Selector, replica: str, drains: Drains, telemetry: Telemetry
+) -> Sharing | None:
     """This replica's part in sharing; None where nothing is to be shared. StartError if it cannot be as configured."""
     meeting = settings.sharing
     if meeting is None:
@@ -340,6 +351,7 @@ def _sharing(settings: Settings, selector: Selector, replica: str, telemetry: Te
             meeting.every_s,
             replica=replica,
             targets=[target.key for target in settings.targets],
+            drains=drains,
             clock=time.monotonic,
             random=random.Random(),  # noqa: S311 - no secret
             on_message=telemetry.shared,
@@ -495,22 +507,29 @@ class Steering:
     """The selector as operators see and steer it."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._selector = runtime.selector
+        self._runtime = runtime
         self._targets = frozenset(target.key for target in runtime.settings.targets)
 
     def snapshot(self) -> Mapping[str, Any]:
-        return self._selector.snapshot(time.monotonic())
+        return self._runtime.selector.snapshot(time.monotonic())
+
+    def scope(self) -> Mapping[str, Any]:
+        up, others = self._runtime.shared()
+        return {
+            "sharing": "off" if self._runtime.sharing is None else "up" if up else "down",
+            "other_routers": others,
+            "reckoned": "all routers" if others else "this router",
+            "hour": "this router",
+        }
 
     def knows(self, target: str) -> bool:
         return target in self._targets
 
-    def drain(self, target: str) -> None:
-        self._selector.drain(target)
-        log.warning("target drained", target=target)
-
-    def undrain(self, target: str) -> None:
-        self._selector.undrain(target)
-        log.warning("target undrained", target=target)
+    async def steer(self, target: str, out: bool) -> Mapping[str, Any]:
+        """Take a target out, or let it in again, here and at all other replicas; how far that reaches."""
+        kept = await self._runtime.drains.say(target, out)
+        sharing = self._runtime.sharing
+        return {"kept": kept, "told": None if sharing is None else await sharing.tell_drains()}
 
 
 def build(settings: Settings) -> tuple[Starlette, Runtime]:

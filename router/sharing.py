@@ -1,8 +1,11 @@
-"""Replicas learn from each other, through one stream of a Redis or Valkey server.
+"""Replicas learn from each other, through one stream of a Redis or Valkey server, and obey the operator together.
 
 No request ever waits for it: a replica decides by its own evidence, tells what it has learnt every few seconds (what
 closes a target, at once) and adds what the others tell. Sums and events are told and nothing is ever overwritten, so
 nothing is lost when several tell at the same time. Without the server every replica goes on with what it knows.
+
+What operators drained stands in a hash beside the stream, for as long as it holds. Whoever is told writes it there and
+says so in the stream; the others then read it, as they do at the start, now and then, and when the server is back.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from router.drains import Drains
 from router.records import record
 from router.routing import Selector
 from router.routing.stats import SUMS
@@ -60,12 +64,16 @@ class Sharing:
         *,
         replica: str,
         targets: Collection[str],
+        drains: Drains,
         clock: Callable[[], float],
         random: Random,
         on_message: Callable[[str, str], None] = lambda direction, result: None,
     ) -> None:
         self._selector = selector
+        self._url = url
         self._stream = stream
+        self._drained = f"{stream}:drained"
+        self._drains = drains
         self._every_s = every_s
         self._replica = replica
         self._origin = ""
@@ -84,6 +92,8 @@ class Sharing:
         self._last = NOTHING  # id of the last message read
         self._ahead_s = 0.0  # the server's clock minus ours
         self._read_clock_at = -math.inf
+        self._agreed = False  # nothing new is known to have been said by operators
+        self._tried = asyncio.Event()  # the server has been asked, whatever came of it
         self._bad = {"out", "in"}  # directions whose last exchange failed or is still to come
         self._said_up: bool | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,6 +120,23 @@ class Sharing:
             asyncio.create_task(self._again_and_again("in", self._listen)),
         }
 
+    async def asked(self) -> None:
+        """Return when the server has said what operators drained, or cannot."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await self._tried.wait()
+
+    async def tell_drains(self) -> bool:
+        """Tell all replicas what operators drained here. False if the server cannot be reached: then they are told when
+        it can be."""
+        try:
+            async with asyncio.timeout(ANSWER_S), _client(self._url, ANSWER_S) as client:
+                await self._agree(client)
+        except Exception as error:  # the same as for everything else that the server does wrong
+            log.warning("other replicas are told later what is drained: %s: %s", type(error).__name__, error)
+            return False
+        return True
+
     async def close(self) -> None:
         """Last words: what was learnt since, and that nothing runs here any more. Then let go of the server."""
         while self._tasks:
@@ -135,6 +162,7 @@ class Sharing:
                 self._bad.add(direction)
                 self._on_message(direction, "error")
                 self._say(False, f"{type(error).__name__}: {error}")
+                self._tried.set()
                 await asyncio.sleep(pause_s * (0.5 + 0.5 * self._random.random()))
                 pause_s = min(2.0 * pause_s, BACKOFF_CAP_S)
             else:
@@ -193,6 +221,11 @@ class Sharing:
         """Read what is new, at first the last minutes; waits for a few seconds where there is nothing."""
         if self._clock() - self._read_clock_at > CLOCK_S or "in" in self._bad:
             await self._read_clock()
+            self._agreed = False
+        if not self._agreed:
+            self._agreed = True
+            await self._agree(self._in)
+            self._tried.set()
         found: Any = await self._in.xread({self._stream: self._last}, count=PAGE, block=int(WAIT_S * 1000))
         for _, messages in found:
             for number, fields in messages:
@@ -209,8 +242,28 @@ class Sharing:
         if _milliseconds(self._last) > server * 1000 + 1000 or self._last == NOTHING:
             self._last = f"{int((server - HISTORY_S) * 1000)}-0"
 
+    async def _agree(self, client: Redis) -> None:
+        """Take in what operators said elsewhere, and say what they said here."""
+        found: Any = await client.hgetall(self._drained)
+        there = {name.decode("utf-8", "replace"): word for name, written in found.items() if (word := _word(written))}
+        await self._drains.hear(there)
+        news: dict[Any, Any] = {
+            target: f"{'out' if word.out else 'in'} {word.at!r}"
+            for target, word in self._drains.words.items()
+            if target not in there or there[target][1] < word.at
+        }
+        if news:
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.hset(self._drained, mapping=news)
+                pipe.xadd(self._stream, {b"v": VERSION, b"drained": b""})
+                pipe.expire(self._stream, int(HISTORY_S))
+                await pipe.execute()
+
     def _take(self, fields: Mapping[bytes, bytes], at: float) -> str:
         """Take in one message, dated ``at`` on the server's clock; what became of it, as the metrics call it."""
+        if b"drained" in fields:
+            self._agreed = False
+            return "ok"
         told = read(fields, self._targets)
         if told is None:
             return "ignored"
@@ -248,6 +301,15 @@ def _client(url: str, timeout_s: float) -> Redis:
 
 
 # --- what others wrote: believed only as far as it is what a replica would write -----------------------------------
+
+
+def _word(written: bytes) -> tuple[bool, float] | None:
+    """What an operator said of a target, and when, as it stands in the hash."""
+    side, _, at = written.partition(b" ")
+    try:
+        return {b"out": True, b"in": False}[side], float(at)
+    except (LookupError, ValueError):
+        return None
 
 
 @record

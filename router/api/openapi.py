@@ -246,6 +246,24 @@ def _schemas() -> Json:
         "Routing": _object(
             {
                 "object": {"const": "routing"},
+                "scope": _object(
+                    {
+                        "sharing": {"enum": ["off", "up", "down"]},
+                        "other_routers": _count(),
+                        "reckoned": {
+                            "description": "Whose evidence the figures at the top of each target rest on.",
+                            "enum": ["this router", "all routers"],
+                        },
+                        "hour": {
+                            "description": "Whose attempts the last hour's figures count.",
+                            "const": "this router",
+                        },
+                    },
+                    "sharing",
+                    "other_routers",
+                    "reckoned",
+                    "hour",
+                ),
                 "targets": {
                     "description": "By target and operation.",
                     "type": "object",
@@ -253,9 +271,31 @@ def _schemas() -> Json:
                 },
             },
             "object",
+            "scope",
             "targets",
         ),
-        "Drained": _object({"target": _text(), "state": {"type": "object"}}, "target", "state"),
+        "Drained": _object(
+            {
+                "target": _text(),
+                "drained": {"type": "boolean"},
+                "reach": _object(
+                    {
+                        "kept": {"description": "Whether it is on disk for a restart.", "type": "boolean"},
+                        "told": {
+                            "description": "Whether the other routers are told; null where none are configured.",
+                            "type": ["boolean", "null"],
+                        },
+                    },
+                    "kept",
+                    "told",
+                ),
+                "state": {"type": "object"},
+            },
+            "target",
+            "drained",
+            "reach",
+            "state",
+        ),
         "Purged": _object(
             {"id": _text(), "object": {"const": "request.purged"}, "deleted_pictures": {"type": "integer"}}
         ),

@@ -1,9 +1,12 @@
-"""GET /v1/routing: what the router believes of every target. POST .../drain and .../undrain: the operator's hand."""
+"""GET /v1/routing: what the router believes of every target. POST .../drain and .../undrain: the operator's hand.
+
+The hand reaches every replica, and holds after a restart; the answer says how far it got.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -19,9 +22,9 @@ class RoutingPort(Protocol):
     """The selector as far as operators see it."""
 
     def snapshot(self) -> Mapping[str, Any]: ...
+    def scope(self) -> Mapping[str, Any]: ...
     def knows(self, target: str) -> bool: ...
-    def drain(self, target: str) -> None: ...
-    def undrain(self, target: str) -> None: ...
+    async def steer(self, target: str, out: bool) -> Mapping[str, Any]: ...
 
 
 class Routing(Guarded):
@@ -33,16 +36,16 @@ class Routing(Guarded):
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         self._auth.caller(exchange)
-        body = {"object": "routing", "targets": self._port.snapshot()}
+        body = {"object": "routing", "scope": self._port.scope(), "targets": self._port.snapshot()}
         await send_json(send, 200, orjson.dumps(body))
 
 
 class Drain(Guarded):
     """Takes a target out by hand, or lets it in again. For the admin key: client keys spend, they do not steer."""
 
-    def __init__(self, port: RoutingPort, act: Callable[[str], None], admin_key: str | None) -> None:
+    def __init__(self, port: RoutingPort, out: bool, admin_key: str | None) -> None:
         self._port = port
-        self._act = act
+        self._out = out
         self._admin_key = admin_key
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,8 +53,9 @@ class Drain(Guarded):
         target = scope["path_params"]["target"]
         if not self._port.knows(target):
             raise RequestError(404, f"There is no target {target[:80]!r}.", code="target_not_found", param="target")
-        self._act(target)
-        await send_json(send, 200, orjson.dumps({"target": target, "state": self._port.snapshot().get(target, {})}))
+        reach = await self._port.steer(target, self._out)
+        body = {"target": target, "drained": self._out, "reach": reach, "state": self._port.snapshot().get(target, {})}
+        await send_json(send, 200, orjson.dumps(body))
 
     def _admit(self, exchange: Exchange) -> None:
         if self._admin_key is None:
@@ -64,6 +68,6 @@ class Drain(Guarded):
 def routing_routes(port: RoutingPort, keys: Iterable[Key], admin_key: str | None) -> list[BaseRoute]:
     return [
         Route("/v1/routing", Routing(port, Authenticator(keys)), methods=["GET"]),
-        Route("/v1/routing/{target:path}/drain", Drain(port, port.drain, admin_key), methods=["POST"]),
-        Route("/v1/routing/{target:path}/undrain", Drain(port, port.undrain, admin_key), methods=["POST"]),
+        Route("/v1/routing/{target:path}/drain", Drain(port, True, admin_key), methods=["POST"]),
+        Route("/v1/routing/{target:path}/undrain", Drain(port, False, admin_key), methods=["POST"]),
     ]

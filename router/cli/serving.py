@@ -122,4 +122,10 @@ def _steer(url: str, target: str, verb: str) -> None:
     except OSError as error:
         complain("no answer", f"{url}: {error}")
         sys.exit(1)
-    out.print(f"{state['target']}: {verb}ed")
+    reach = state["reach"]
+    told = {None: "", True: ", and all routers that share with it"}.get(
+        reach["told"], "; the others are told as soon as the shared server answers"
+    )
+    out.print(f"{state['target']}: {verb}ed at this router{told}", soft_wrap=True)
+    if not reach["kept"]:
+        complain("not kept", "the disk takes nothing: a restart of this router forgets it")

@@ -33,6 +33,21 @@ def test_a_drained_target_gets_nothing_until_it_is_undrained(steered: RouterProc
     assert steered.post("/v1/images/generations", pinned).status_code == 200
 
 
+def test_what_is_drained_stays_so_over_a_crash(steered: RouterProcess):
+    env = {"PIXELROUTE_ADMIN_KEY": ADMIN}
+    pinned = {"model": TARGET, "prompt": "a lake"}
+    said = pixelroute("drain", TARGET, "--url", steered.base, env=env)
+    assert said.stdout.strip() == f"{TARGET}: drained at this router"
+    steered.kill()
+    steered.start()
+    assert steered.post("/v1/images/generations", pinned).status_code == 503
+    answer = steered.post(f"/v1/routing/{TARGET}/undrain", headers={"authorization": f"Bearer {ADMIN}"}).json()
+    assert (answer["drained"], answer["reach"]) == (False, {"kept": True, "told": None})
+    steered.kill()
+    steered.start()
+    assert steered.post("/v1/images/generations", pinned).status_code == 200
+
+
 def test_only_the_admin_key_steers(steered: RouterProcess):
     answer = pixelroute("drain", TARGET, "--url", steered.base, env={"PIXELROUTE_ADMIN_KEY": KEY})
     assert answer.returncode == 1
@@ -53,6 +68,7 @@ def test_the_live_table_tells_what_the_router_believes(router: RouterProcess):
     assert httpx.get(f"{router.base}/v1/routing").status_code == 401
     headers = {"authorization": f"Bearer {KEY}"}
     table = httpx.get(f"{router.base}/v1/routing", headers=headers).raise_for_status().json()
+    assert table["scope"] == {"sharing": "off", "other_routers": 0, "reckoned": "this router", "hour": "this router"}
     facts = table["targets"][TARGET]["generate"]
     assert 0 < facts["p50_s"] <= facts["p95_s"]
     assert facts["samples"] > 0

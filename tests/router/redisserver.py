@@ -18,8 +18,8 @@ class RedisServer:
 
     def __init__(self) -> None:
         # Not pytest's directory: the path of a socket may have 107 bytes.
-        self._directory = Path(tempfile.mkdtemp(prefix="redis-"))
-        self.url = f"unix://{self._directory}/socket"
+        self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.url = f"unix://{self.directory}/socket"
 
     def __enter__(self) -> Self:
         self.start()
@@ -27,11 +27,11 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        shutil.rmtree(self._directory)
+        shutil.rmtree(self.directory)
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        own = ["--port", "0", "--unixsocket", f"{self._directory}/socket", "--save", "", "--dir", str(self._directory)]
+        own = ["--port", "0", "--unixsocket", f"{self.directory}/socket", "--save", "", "--dir", str(self.directory)]
         self._process = subprocess.Popen(["redis-server", *own], stdout=subprocess.DEVNULL)
         for _ in range(1000):
             try:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router import sharing
+from router.drains import Drains
 from router.routing import Candidate, Outcome, Result, RouteRequest, RoutingSettings, Sample, Selector
 from router.sharing import Sharing, read
 from tests.router.redisserver import RedisServer
@@ -36,9 +38,10 @@ def server() -> Iterator[RedisServer]:
 class Replica:
     """A selector and its part in sharing, with what became of the messages."""
 
-    def __init__(self, url: str, name: str, every_s: float, open_s: float) -> None:
+    def __init__(self, url: str, name: str, every_s: float, open_s: float, kept: Path) -> None:
         self.selector = Selector(RoutingSettings(open_s=open_s), random=random.Random(name), replica=name)
         self.messages: dict[str, int] = {}
+        self.drains = Drains(kept / f"{name}.json", TARGETS, self._steer)
         self.sharing = Sharing(
             self.selector,
             url,
@@ -46,6 +49,7 @@ class Replica:
             every_s,
             replica=name,
             targets=TARGETS,
+            drains=self.drains,
             clock=time.monotonic,
             random=random.Random(name),
             on_message=self._count,
@@ -55,6 +59,14 @@ class Replica:
     def _count(self, direction: str, result: str) -> None:
         key = f"{direction} {result}"
         self.messages[key] = self.messages.get(key, 0) + 1
+
+    def _steer(self, target: str, out: bool) -> None:
+        (self.selector.drain if out else self.selector.undrain)(target)
+
+    async def steer(self, target: str, out: bool) -> bool:
+        """As an operator does; whether the others are told."""
+        assert await self.drains.say(target, out)
+        return await self.sharing.tell_drains()
 
     def start(self, target: str) -> str:
         self._attempts += 1
@@ -87,7 +99,8 @@ async def replica(
     origin: str | None = None,
     open_s: float = 5.0,
 ) -> AsyncIterator[Replica]:
-    one = Replica(server.url, name, every_s, open_s)
+    one = Replica(server.url, name, every_s, open_s, server.directory)
+    await one.drains.load()
     one.sharing.start(origin or f"ledger of {name}")
     try:
         yield one
@@ -236,6 +249,75 @@ async def test_a_restarted_replica_takes_its_own_evidence_from_the_ledger_only(s
         assert after.samples("a/m") == 0.0
         assert after.gate("b/m")[0] == "blocked"
         assert after.selector.choose(REQUEST, time.monotonic()).target == "a/m"
+
+
+async def test_what_an_operator_drains_is_drained_everywhere_at_once(server):
+    async with replica(server, "one", every_s=60.0) as one, replica(server, "two", every_s=60.0) as two:
+        await asyncio.gather(one.sharing.asked(), two.sharing.asked())
+        assert await one.steer("a/m", True)
+        assert one.gate("a/m")[0] == "drained"
+        await until(lambda: two.gate("a/m")[0] == "drained", within_s=2.0)
+        assert await two.steer("a/m", False)  # the other's word, taken back
+        await until(lambda: one.gate("a/m")[0] is None, within_s=2.0)
+
+
+async def test_a_new_replica_knows_what_is_drained_before_it_serves(server):
+    async with replica(server, "one") as one:
+        await one.steer("a/m", True)
+        await one.steer("b/m", True)
+        await one.steer("b/m", False)
+    async with replica(server, "two") as two:
+        await two.sharing.asked()
+        assert two.gate("a/m")[0] == "drained"
+        assert two.gate("b/m")[0] is None
+        with server.client() as client:
+            assert client.ttl(f"{STREAM}:drained") == -1
+
+
+async def test_what_is_drained_while_the_server_is_down_is_told_when_it_is_back(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        await until(lambda: one.sharing.up and two.sharing.up)
+        assert await one.steer("b/m", True)
+        await until(lambda: two.gate("b/m")[0] == "drained")
+        server.kill()
+        assert not await one.steer("a/m", True)
+        assert one.gate("a/m")[0] == "drained"
+        assert two.gate("a/m")[0] is None
+        assert not await two.steer("b/m", False)
+        server.start()  # and it has forgotten everything
+        await until(lambda: two.gate("a/m")[0] == "drained" and one.gate("b/m")[0] is None)
+
+
+async def test_without_the_server_a_restart_finds_it_in_its_own_file_and_does_not_wait_long(server, monkeypatch):
+    monkeypatch.setattr(sharing, "ANSWER_S", 0.5)
+    async with replica(server, "one") as one:
+        await one.steer("a/m", True)
+    server.kill()
+    async with replica(server, "one") as one:
+        began = time.monotonic()
+        await one.sharing.asked()
+        assert time.monotonic() - began < 2.0
+        assert one.gate("a/m")[0] == "drained"
+
+
+async def test_an_operators_clock_that_is_behind_loses_no_word(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        two.drains._clock = lambda: time.time() - 3600.0
+        await one.steer("a/m", True)
+        await until(lambda: two.gate("a/m")[0] == "drained")
+        await two.steer("a/m", False)
+        await until(lambda: one.gate("a/m")[0] is None)
+
+
+@pytest.mark.parametrize("written", [b"", b"out", b"out then", b"gone 1.0", b"out nan", b"out inf", b"\xff 1"])
+async def test_what_nobody_can_have_said_is_left_alone(server, written):
+    with server.client() as client:
+        client.hset(f"{STREAM}:drained", mapping={"a/m": written, "c/m": b"out 1.0", b"\xff\xfe": b"out 1.0"})
+    async with replica(server, "one") as one:
+        await one.sharing.asked()
+        assert one.gate("a/m")[0] is None
+        assert not one.drains.words
+        await until(lambda: one.sharing.up)
 
 
 async def test_a_replica_that_died_has_nothing_in_flight_soon():

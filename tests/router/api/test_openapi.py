@@ -46,8 +46,11 @@ class Steered:
     def knows(self, target: str) -> bool:
         return False
 
-    def drain(self, target: str) -> None: ...
-    def undrain(self, target: str) -> None: ...
+    def scope(self) -> dict[str, Any]:
+        return {}
+
+    async def steer(self, target: str, out: bool) -> dict[str, Any]:
+        return {}
 
 
 def test_every_route_is_described(make_app: Callable[..., Any]) -> None:
