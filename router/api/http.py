@@ -338,7 +338,7 @@ def _declared(exchange: Exchange) -> int | None:
 _WATCH_AFTER_S = 0.2
 
 
-async def unless_gone(receive: Receive, task: asyncio.Task[T]) -> T:
+async def unless_gone(receive: Receive, task: asyncio.Future[T]) -> T:
     """The task's result; ClientGone if the client leaves before it is there. The task goes on, whoever stops waiting.
 
     Watching costs a task, so it begins only when the answer takes longer than a moment.

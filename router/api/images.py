@@ -85,6 +85,8 @@ class Images(Guarded):
             if not started:
                 reservation.release()
         if events is not None:
+            if earlier is not None:
+                await events.start()  # the first one's was told when a provider had taken the work
             await events.run(face.requests, record, exchange, receive)
             return
         if request.later:

@@ -1,7 +1,11 @@
-"""Idempotency-Key: the same request sent again by the same caller gets the first result and costs nothing.
+"""What is sent twice is made once.
 
-While the first is running, the second waits for it; afterwards the kept result is handed out for as long as the media
-store keeps it. A request that failed may be sent again, and runs. Streams are not repeated.
+Idempotency-Key: the same request sent again by the same caller gets the first result and costs nothing. While the first
+is running, the second waits for it; afterwards the kept result is handed out for as long as the media store keeps it. A
+request that failed may be sent again, and runs. Streams are not repeated.
+
+Without a key OpenAI's clients send again by themselves when a connection breaks, and say so: such a request goes on
+with the one whose client left, once, within some minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import pybase64
 from router.api.http import Exchange
 from router.errors import RequestError
 from router.mediastore import MediaStore
-from router.types import Caller, ImageRequest
+from router.records import changed
+from router.types import Caller, Completed, ImageRequest
 
 KEPT = 10_000
 """Claims remembered in memory; those of finished requests are in the store as well."""
@@ -49,7 +54,7 @@ class Repeats:
         if not key or request.stream:
             return None
         name = "key_" + hashlib.sha256(caller.key.encode() + b"\0" + key).hexdigest()
-        digest = await asyncio.to_thread(_digest, request)
+        digest = await asyncio.to_thread(digest_of, request)
         kept = await self._store.recall(name) if name not in self._claims else None
         first = self._claims.get(name)  # looked up again: others have run in the meantime
         if first is None and kept is not None:
@@ -78,19 +83,32 @@ class Repeats:
         """The body of the first answer again, from its kept description; None if a picture is gone."""
         body = orjson.loads(document)["response"]
         for item in body["data"]:
-            link = urlsplit(item.get("url", ""))
-            media = await self._store.open(link.path.rpartition("/")[2], link.query)
-            if media is None:
+            data = await self._picture(item.get("url"))
+            if data is None:
                 return None
             if form != "url":
-                data = b"".join([chunk async for chunk in media.chunks()])
                 item["b64_json"] = (await asyncio.to_thread(pybase64.b64encode, data)).decode()
             if form == "b64_json":
                 del item["url"]
         return orjson.dumps(body)
 
+    async def completed(self, kept: Completed, form: str) -> Completed | None:
+        """The first answer again, as it was before its pictures were put away; None if one is gone."""
+        images = []
+        for image in kept.images:
+            data = image.data if image.data is not None else await self._picture(image.url)
+            if data is None:
+                return None
+            images.append(changed(image, data=data, url=None if form == "b64_json" else image.url))
+        return changed(kept, images=tuple(images), response_format=form)
 
-def _digest(request: ImageRequest) -> str:
+    async def _picture(self, url: str | None) -> bytes | None:
+        link = urlsplit(url or "")
+        media = await self._store.open(link.path.rpartition("/")[2], link.query)
+        return b"".join([chunk async for chunk in media.chunks()]) if media is not None else None
+
+
+def digest_of(request: ImageRequest) -> str:
     """What is asked for, whatever order or boundary a client's second try is sent with."""
     pictures = [*request.images, *(one for one in (request.mask, request.markup) if one is not None)]
     plain = replace(request, images=(), mask=None, markup=None, extra={}, warnings=(), deadline_s=None)

@@ -21,13 +21,15 @@ from router.api.auth import Authenticator
 from router.api.http import ClientGone, Exchange, Guarded, Reservation, as_request_error, log, send_json, unless_gone
 from router.api.kept import ENDED, PROCESSING, Document, Kept, request_as_dict, request_from_dict
 from router.api.ports import Emit, GatewayPort
-from router.api.repeats import Claim, Repeats
+from router.api.repeats import Claim, Repeats, digest_of
 from router.api.reply import dump, encode_completed, raw_bytes
 from router.api.webhooks import Event, Webhooks
 from router.errors import SERVER, RequestError
 from router.mediastore import MediaStore
 from router.records import changed
 from router.types import Caller, Completed, ImageRequest
+
+SENT_AGAIN_S = 600.0  # what a client's library sends again by itself, it sends within this
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +47,8 @@ class Record:
     error: RequestError | None = None
     ended: bool = False  # the outcome is known and, if anybody may ask for it later, kept
     claim: Claim | None = None  # of an Idempotency-Key
-    task: asyncio.Task[Completed] | None = None
+    task: asyncio.Future[Completed] | None = None
+    left: asyncio.Task[str] | None = None  # its client is gone; what was asked for, as a digest
     begun: asyncio.Future[None] | None = None  # of a ``sure`` one: it is on disk, a restart will not lose it
 
     @property
@@ -105,6 +108,7 @@ class Requests:
         self._most = running
         self._running: dict[str, Record] = {}
         self._ended: OrderedDict[str, Record] = OrderedDict()
+        self._left: OrderedDict[str, Record] = OrderedDict()  # those whose clients may send again
 
     def start(
         self,
@@ -163,12 +167,15 @@ class Requests:
     async def repeated(
         self, exchange: Exchange, request: ImageRequest, caller: Caller
     ) -> tuple[Claim | None, Record | bytes | None]:
-        """Whether this was sent before under the same Idempotency-Key: the running request, or the first answer's body.
+        """Whether this was sent before: the running request, or the body of the answer to an Idempotency-Key.
 
-        The claim is what ``start`` needs when there is neither.
+        The claim is what ``start`` needs when there is neither. RequestError if the first failed and it may have cost
+        money, so that it must not run again.
         """
-        if self._repeats is None or b"idempotency-key" not in exchange.headers:
+        if self._repeats is None:
             return None, None
+        if b"idempotency-key" not in exchange.headers:
+            return None, await self._sent_again(request, caller, self._repeats) if caller.retry_count else None
         claim = await self._repeats.claim(exchange, request, caller)
         while claim is not None and claim.request_id != exchange.request_id:
             running = self._running.get(claim.request_id)
@@ -188,6 +195,33 @@ class Requests:
             claim = self._repeats.take_over(claim, exchange.request_id)
         return claim, None
 
+    async def _sent_again(self, request: ImageRequest, caller: Caller, repeats: Repeats) -> Record | None:
+        """The same request of the same caller, whose client left a short time ago. Each is gone on with by one."""
+        digest = await asyncio.to_thread(digest_of, request) if self._left else None
+        for request_id, record in tuple(self._left.items()):
+            if record.created < time.time() - SENT_AGAIN_S:
+                self._left.pop(request_id, None)
+            elif record.caller.key == caller.key and record.left is not None and await record.left == digest:
+                if self._left.pop(request_id, None) is None:
+                    continue  # another was quicker
+                if record.task is not None:
+                    return record
+                if record.error is not None and not record.error.retry:
+                    raise record.error
+                if record.completed is not None and (again := await self._again(record, record.completed, repeats)):
+                    return again
+        return None
+
+    async def _again(self, record: Record, kept: Completed, repeats: Repeats) -> Record | None:
+        """An ended request as if it ended now; None if its pictures are gone."""
+        document = (await self._kept.find(record.request_id) if self._kept is not None else None) or {}
+        completed = await repeats.completed(kept, document["form"]) if document.get("form") else None
+        if completed is None:
+            return None
+        ended = asyncio.get_running_loop().create_future()
+        ended.set_result(completed)
+        return replace(record, task=ended)
+
     async def wait(self, record: Record, receive: Receive) -> Completed:
         """The result, while the client waits. ClientGone if it leaves; the work goes on and its result is kept."""
         assert record.task is not None
@@ -195,6 +229,11 @@ class Requests:
             return await unless_gone(receive, record.task)
         except ClientGone:
             record.later = True
+            if record.claim is None:
+                record.left = asyncio.create_task(asyncio.to_thread(digest_of, record.request))
+                self._left[record.request_id] = record
+                if len(self._left) > self._remembered:
+                    self._left.popitem(last=False)
             raise
 
     async def _run(
