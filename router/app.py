@@ -340,7 +340,7 @@ def _sharing(
     if meeting is None:
         return None
     try:
-        from router.sharing import Sharing
+        from router.sharing import Sharing, mark
     except ImportError as error:
         raise StartError("sharing needs the Redis client: install pixelroute[redis].") from error
     try:
@@ -350,7 +350,9 @@ def _sharing(
             meeting.stream,
             meeting.every_s,
             replica=replica,
-            targets=[target.key for target in settings.targets],
+            accounts={
+                target.key: mark(settings.providers[target.provider].key, meeting.stream) for target in settings.targets
+            },
             drains=drains,
             clock=time.monotonic,
             random=random.Random(),  # noqa: S311 - no secret

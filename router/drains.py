@@ -90,9 +90,8 @@ class Drains:
                 continue
             self._words[target] = Word(out, float(at))
             news = True
-            if out or known is not None:
-                self._apply(target, out)
-                log.warning("target %s: %s", "drained" if out else "undrained", target)
+            self._apply(target, out)
+            log.warning("target %s: %s", "drained" if out else "undrained", target)
         return news
 
     async def _keep(self) -> bool:

@@ -19,7 +19,7 @@ from pricing import Basis, Charge, Cost, ImageSize, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
 from router import booking, unserved
 from router.delivery import Delivered, Delivery, merged
-from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
+from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
 from router.ledger import AttemptRecord, Ledger, LedgerError, Opening, Role, Settlement, State
 from router.offers import Offer, Offers, Order, auth_of, route, used
@@ -43,6 +43,7 @@ from router.types import (
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+UNSENT = CONSEQUENCES[ErrorKind.NOT_SENT].outcome
 CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
 CALLED_OFF = "The answer of another target was final, so this attempt was called off."
 
@@ -237,6 +238,7 @@ class Gateway:
                     error.retry_after_s,
                     target=offer.target.key,
                     tried=work.tried,
+                    unsent=sum(attempt.outcome == UNSENT for attempt in work.attempts),
                     refused_elsewhere=self._refused_elsewhere,
                 )
                 if following.action == "stop":

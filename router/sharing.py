@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 from typing import Any
 
@@ -50,7 +51,9 @@ _OPERATIONS = frozenset({"generate", "edit", "variation"})
 class Sharing:
     """One replica's part. Belongs to the event loop that it is started on.
 
-    ``targets`` are those of this installation: what others tell of any other is left out. ``clock`` is the selector's.
+    ``accounts`` has the targets of this installation, each with a mark of the credential it is used with (``mark``):
+    what others tell of any other is left out, and a refused credential concerns only those who use it. ``clock`` is
+    the selector's.
     ``on_message(direction, result)`` is called per message: ``out`` or ``in``, and ``ok``, ``known`` (our own, or read
     before), ``ignored`` (none of ours) or ``error`` (nothing was exchanged). ValueError if the URL is none.
     """
@@ -63,7 +66,7 @@ class Sharing:
         every_s: float,
         *,
         replica: str,
-        targets: Collection[str],
+        accounts: Mapping[str, str],
         drains: Drains,
         clock: Callable[[], float],
         random: Random,
@@ -77,7 +80,7 @@ class Sharing:
         self._every_s = every_s
         self._replica = replica
         self._origin = ""
-        self._targets = frozenset(targets)
+        self._accounts = accounts
         self._clock = clock
         self._random = random
         self._on_message = on_message
@@ -206,7 +209,10 @@ class Sharing:
         sending = list(self._unsent)
         async with self._out.pipeline(transaction=False) as pipe:
             for at, serial, delta in sending:
-                told = delta | {"origin": self._origin, "serial": serial, "age_s": now - at}
+                marks = {
+                    name: self._accounts.get(name, "") for name, gate in delta["gates"].items() if "blocked_s" in gate
+                }
+                told = delta | {"accounts": marks, "origin": self._origin, "serial": serial, "age_s": now - at}
                 pipe.xadd(self._stream, {b"v": VERSION, b"told": orjson.dumps(told)}, minid=oldest)
             pipe.expire(self._stream, int(HISTORY_S))
             await pipe.execute()
@@ -264,7 +270,7 @@ class Sharing:
         if b"drained" in fields:
             self._agreed = False
             return "ok"
-        told = read(fields, self._targets)
+        told = read(fields, self._accounts)
         if told is None:
             return "ignored"
         if told.replica == self._replica or told.serial <= self._heard.get(told.replica, -1):
@@ -281,6 +287,11 @@ class Sharing:
         known: dict[str, Any] = {"arms": [], "in_flight": {}} if told.origin == self._origin else {}
         self._selector.merge({**told.delta, **known}, now - age_s)
         return "ok"
+
+
+def mark(key: str | None, stream: str) -> str:
+    """Tells one credential from another, and nothing of what it is."""
+    return hmac.new(stream.encode(), (key or "").encode(), "sha256").hexdigest()[:12]
 
 
 def _milliseconds(number: str) -> int:
@@ -323,8 +334,9 @@ class Told:
     delta: Mapping[str, Any]
 
 
-def read(fields: Mapping[bytes, bytes], targets: Collection[str]) -> Told | None:
-    """The message in a stream's entry, without what is said of other targets; None if it is none of ours."""
+def read(fields: Mapping[bytes, bytes], targets: Mapping[str, str]) -> Told | None:
+    """The message in a stream's entry, without what is said of other targets, and without refused credentials that are
+    not those of ``targets``; None if it is none of ours."""
     raw = fields.get(b"told", b"")
     if fields.get(b"v") != VERSION or len(raw) > LARGEST:
         return None
@@ -333,6 +345,10 @@ def read(fields: Mapping[bytes, bytes], targets: Collection[str]) -> Told | None
         replica = _text(told["replica"])
         arms = [_arm(arm) for arm in told["arms"]]
         gates = {_text(target): _gate(gate) for target, gate in told["gates"].items()}
+        marks = {_text(target): mark for target, mark in told["accounts"].items()}
+        for target, gate in gates.items():
+            if marks.get(target) != targets.get(target):
+                gate.pop("blocked_s", None)
         busy = {_text(target): int(_number(calls, 0, 1e6)) for target, calls in told["in_flight"].items()}
         delta = {
             "replica": replica,

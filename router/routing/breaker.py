@@ -194,6 +194,10 @@ class Breaker:
         self.drained = out
         self.watched = True
 
+    def unblock(self) -> None:
+        """Our account is in order again."""
+        self.blocked_until = 0.0
+
     def _moved(self) -> None:
         self._news = True
         self._on_news()

@@ -1,7 +1,7 @@
 """After a failed attempt: retry the same target, fail over to another, or stop. One table, and the money it may risk.
 
 class         other target         same target, if alone  why
-not_sent      at once              twice                  provably never reached the provider
+not_sent      at once, uncounted   twice                  provably never reached the provider
 auth          yes                  never                  ours to repair; the same call fails again
 rate_limited  yes                  after Retry-After      the target is well, but has enough
 bad_request   no                   never                  the client's to repair
@@ -64,10 +64,12 @@ def next_step(
     billed: Billed,
     *,
     attempt_no: int,
+    unsent: int,
     attempts: int,
     others: bool,
     remaining_s: float | None,
     retry_after_s: float | None,
+    retry_after_cap_s: float,
     affordable: bool,
     retry_allowed: bool,
     refused_elsewhere: bool,
@@ -75,13 +77,15 @@ def next_step(
 ) -> Next:
     """The table, applied.
 
-    ``others``: another target stands ready; ``affordable``: the waste budget covers a second bill.
+    ``attempt_no`` counts all attempts, ``unsent`` those of them that never reached a provider: they are no one's load,
+    and neither the limit of attempts nor the retry budget is meant for them. ``others``: another target stands ready;
+    ``affordable``: the waste budget covers a second bill; ``retry_after_cap_s``: no request waits for longer.
     """
     rule = RULES[kind]
     other = rule.other or (kind is ErrorKind.REFUSED and refused_elsewhere)
     if not other and rule.same == 0:
         return Next("stop", 0.0, f"{kind}: never repeated")
-    if attempt_no >= attempts:
+    if attempt_no - unsent >= attempts:
         return Next("stop", 0.0, f"{attempts} attempts made")
     if remaining_s is not None and remaining_s <= 0:
         return Next("stop", 0.0, "the deadline has passed")
@@ -93,10 +97,12 @@ def next_step(
         return Next("stop", 0.0, f"{kind}: no other target")
     if billed is not Billed.NO:
         return Next("stop", 0.0, f"{kind} may have been billed and there is no other target")
-    if not retry_allowed:
+    if not retry_allowed and kind is not ErrorKind.NOT_SENT:
         return Next("stop", 0.0, "the retry budget is spent")
     delay = backoff_s(attempt_no, draw)
     if retry_after_s is not None:
+        if retry_after_s > retry_after_cap_s:
+            return Next("stop", 0.0, f"{kind}: the target asks to wait {retry_after_s:.0f} s")
         delay = max(retry_after_s, 0.0) + delay * 0.1
     if remaining_s is not None and delay >= remaining_s:
         return Next("stop", 0.0, f"{kind}: waiting {delay:.1f} s would pass the deadline")

@@ -325,12 +325,14 @@ class Selector:
         *,
         target: str | None = None,
         tried: Sequence[str] = (),
+        unsent: int = 0,
         refused_elsewhere: bool = False,
     ) -> Next:
         """What to do after a failed attempt: the table of ``failover``, with this moment's budgets.
 
-        ``attempt_no`` counts from 1; ``elapsed_s`` is the time since the client's request came in, held against its
-        deadline; ``tried`` are all targets tried so far, ``target`` the one that failed.
+        ``attempt_no`` counts from 1, ``unsent`` of them never reached a provider; ``elapsed_s`` is the time since the
+        client's request came in, held against its deadline; ``tried`` are all targets tried so far, ``target`` the one
+        that failed.
         """
         s = self.settings
         target = target or (tried[-1] if tried else "")
@@ -342,16 +344,18 @@ class Selector:
             kind,
             billed,
             attempt_no=attempt_no,
+            unsent=unsent,
             attempts=s.attempts,
             others=others,
             remaining_s=request.deadline_s - elapsed_s if request.deadline_s is not None else None,
             retry_after_s=retry_after_s,
+            retry_after_cap_s=s.retry_after_cap_s,
             affordable=self._budget(request.model).affords(price, now),
             retry_allowed=left >= 1.0,
             refused_elsewhere=refused_elsewhere,
             draw=self._random.random(),
         )
-        self._retries[target] = left - (step.action == "retry"), now
+        self._retries[target] = left - (step.action == "retry" and kind is not ErrorKind.NOT_SENT), now
         return step
 
     def _others(self, request: RouteRequest, now: float, tried: Sequence[str], elapsed_s: float) -> bool:
@@ -447,7 +451,10 @@ class Selector:
         self._fleet.breaker(target).drain(True)
 
     def undrain(self, target: str) -> None:
-        self._fleet.breaker(target).drain(False)
+        """Let it in again; a pause after a refused credential or an empty account is over as well."""
+        breaker = self._fleet.breaker(target)
+        breaker.drain(False)
+        breaker.unblock()
 
     def warm(self, samples: Iterable[Sample]) -> None:
         """Learn from past attempts, oldest first, so that a restart does not forget. Other replicas are not told:

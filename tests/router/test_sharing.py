@@ -25,6 +25,7 @@ from tests.router.redisserver import SERVERS, RedisServer
 TARGETS = ("a/m", "b/m")
 REQUEST = RouteRequest("m", "generate", tuple(Candidate(name, name[0], 8_000_000, 8_000_000) for name in TARGETS))
 STREAM = "pixelroute:routing"
+OURS = dict.fromkeys(TARGETS, "")
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 class Replica:
     """A selector and its part in sharing, with what became of the messages."""
 
-    def __init__(self, url: str, name: str, every_s: float, open_s: float, kept: Path) -> None:
+    def __init__(self, url: str, name: str, every_s: float, open_s: float, kept: Path, account: str) -> None:
         self.selector = Selector(RoutingSettings(open_s=open_s), random=random.Random(name), replica=name)
         self.messages: dict[str, int] = {}
         self.drains = Drains(kept / f"{name}.json", TARGETS, self._steer)
@@ -48,7 +49,7 @@ class Replica:
             STREAM,
             every_s,
             replica=name,
-            targets=TARGETS,
+            accounts=dict.fromkeys(TARGETS, account),
             drains=self.drains,
             clock=time.monotonic,
             random=random.Random(name),
@@ -98,8 +99,9 @@ async def replica(
     every_s: float = 0.1,
     origin: str | None = None,
     open_s: float = 5.0,
+    key: str = "a key",
 ) -> AsyncIterator[Replica]:
-    one = Replica(server.url, name, every_s, open_s, server.directory)
+    one = Replica(server.url, name, every_s, open_s, server.directory, sharing.mark(key, STREAM))
     await one.drains.load()
     one.sharing.start(origin or f"ledger of {name}")
     try:
@@ -148,6 +150,20 @@ async def test_what_closes_a_target_is_told_at_once(server, outcome, times, stat
         await until(lambda: two.gate("a/m")[0] == state, within_s=2.0)
         assert two.gate("a/m")[1] == pytest.approx(one.gate("a/m")[1], abs=0.5)
         assert two.selector.choose(REQUEST, time.monotonic()).target == "b/m"
+
+
+async def test_a_refused_credential_concerns_only_those_who_use_it(server):
+    """An operator who has put a new key in place need not wait for what the old one was refused."""
+    async with replica(server, "one", key="old") as one:
+        one.see("a/m", Outcome.blocked())
+        one.see("b/m", Outcome.success(2.0), 10)
+        await until(lambda: one.messages.get("out ok", 0) >= 3)
+        with server.client() as client:
+            assert all(b"old" not in fields[b"told"] for _, fields in client.xrange(STREAM))
+    async with replica(server, "two", key="new") as two, replica(server, "three", key="old") as three:
+        await until(lambda: two.samples("b/m") > 9.0 and three.samples("b/m") > 9.0)
+        assert two.gate("a/m")[0] is None
+        assert three.gate("a/m")[0] == "blocked"
 
 
 async def test_a_recovery_is_told_at_once(server):
@@ -393,16 +409,16 @@ def told(**changes: Any) -> dict[bytes, bytes]:
     machine.on_end("1", Outcome.failure(), 2.0)
     machine.on_start("b/m", REQUEST, 0.0, "2")
     machine.on_end("2", Outcome.rate_limited(5.0), 2.0)
-    message = machine.delta(3.0) | {"origin": "x", "serial": 1, "age_s": 0.0} | changes
+    message = machine.delta(3.0) | {"accounts": {}, "origin": "x", "serial": 1, "age_s": 0.0} | changes
     return {b"v": b"1", b"told": orjson.dumps(message)}
 
 
 def test_what_is_told_of_other_targets_is_left_out():
-    message = read(told(), ["b/m"])
+    message = read(told(), {"b/m": ""})
     assert message is not None
     assert message.delta["arms"] == []
     assert list(message.delta["gates"]) == ["b/m"]
-    everything = read(told(), TARGETS)
+    everything = read(told(), OURS)
     assert everything is not None
     assert [arm["target"] for arm in everything.delta["arms"]] == ["a/m"]
 
@@ -415,9 +431,12 @@ JSON = st.recursive(
 
 
 @settings(max_examples=50, deadline=None)
-@given(field=st.sampled_from(["replica", "arms", "gates", "in_flight", "origin", "serial", "age_s"]), value=JSON)
+@given(
+    field=st.sampled_from(["replica", "arms", "gates", "accounts", "in_flight", "origin", "serial", "age_s"]),
+    value=JSON,
+)
 def test_whatever_is_read_can_be_merged(field, value):
-    _merges(read(told(**{field: value}), TARGETS))
+    _merges(read(told(**{field: value}), OURS))
 
 
 @settings(max_examples=40, deadline=None)
@@ -443,7 +462,7 @@ def test_whatever_is_read_can_be_merged(field, value):
     ),
 )
 def test_whatever_is_told_of_a_target_leaves_the_selector_sound(arm, gate):
-    _merges(read(told(arms=[arm], gates={"a/m": gate}), TARGETS))
+    _merges(read(told(arms=[arm], gates={"a/m": gate}, accounts={"a/m": ""}), OURS))
 
 
 def _merges(message: sharing.Told | None) -> None:

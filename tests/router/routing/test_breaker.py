@@ -227,3 +227,16 @@ def test_draining_the_last_one_is_the_operators_will():
     assert "drained" in nothing.reason
     selector.undrain("a/m")
     assert selector.choose(request, 0.0).target == "a/m"
+
+
+def test_undraining_says_that_our_account_is_in_order():
+    selector = Selector(random=random.Random(0))
+    request = RouteRequest("m", "generate", tuple(Candidate(f"{n}/m", n, 10**7, 10**7) for n in "ab"))
+    selector.on_start("a/m", request, 0.0, "1")
+    selector.on_end("1", Outcome.blocked(), 0.5)
+    assert selector.choose(request, 1.0).target == "b/m"
+    selector.undrain("a/m")
+    assert {one.target: one.excluded_by for one in selector.choose(request, 1.0).candidates} == {
+        "a/m": None,
+        "b/m": None,
+    }

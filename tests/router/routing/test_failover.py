@@ -17,7 +17,9 @@ from router.types import Preferences
 def step(kind: ErrorKind = ErrorKind.SERVER_ERROR, billed: Billed = Billed.NO, **changes: Any) -> tuple[str, float]:
     values: dict[str, Any] = {
         "attempt_no": 1,
+        "unsent": 0,
         "attempts": 3,
+        "retry_after_cap_s": 120.0,
         "others": True,
         "remaining_s": 100.0,
         "retry_after_s": None,
@@ -238,3 +240,33 @@ def test_a_target_in_trouble_is_no_rescue():
             machine.on_start(target, request, float(number), f"{target}{number}")
             machine.on_end(f"{target}{number}", Outcome.failure(billed=False), number + 0.5)
     assert machine.rescue(request, first, 7.0, ("a/m",), 9.0, "rescue") is None
+
+
+# --- what a failure that never left may do -----------------------------------------------------------------------
+
+
+def test_what_never_reached_a_provider_counts_against_no_limit():
+    never = {"kind": ErrorKind.NOT_SENT, "attempt_no": 3, "unsent": 3}
+    assert step(**never)[0] == "failover"
+    assert step(**never, others=False)[0] == "stop"  # the same target twice, and no more
+    assert step(ErrorKind.NOT_SENT, others=False, unsent=1, retry_allowed=False)[0] == "retry"
+    assert step(attempt_no=5, unsent=3)[0] == "failover"
+    assert step(attempt_no=5, unsent=2)[0] == "stop"
+
+
+def test_never_sent_retries_leave_the_retry_budget_to_the_others():
+    machine, request = racing()
+    only = replace(request, candidates=request.candidates[:1])
+
+    def after(kind: ErrorKind, unsent: int) -> str:
+        return machine.after(only, kind, Billed.NO, 1, 0.0, 0.0, target="a/m", unsent=unsent).action
+
+    assert [after(ErrorKind.NOT_SENT, 1) for _ in range(9)] == ["retry"] * 9
+    assert [after(ErrorKind.RATE_LIMITED, 0) for _ in range(4)] == ["retry"] * 3 + ["stop"]
+
+
+@pytest.mark.parametrize(("asked_s", "action"), [(5.0, "retry"), (120.0, "retry"), (121.0, "stop"), (86_400.0, "stop")])
+def test_no_request_waits_for_longer_than_the_cap(asked_s, action):
+    kind = ErrorKind.RATE_LIMITED
+    assert step(kind, others=False, retry_after_s=asked_s, remaining_s=None)[0] == action
+    assert step(kind, others=True, retry_after_s=asked_s)[0] == "failover"
