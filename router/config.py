@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -390,8 +390,7 @@ def _tagged(model: Model, providers: Mapping[str, Provider]) -> Model:
     return replace(model, targets=tuple(replace(target, tags=tags(target)) for target in model.targets))
 
 
-def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tuple[ClientKey, ...]:
-    keys = []
+def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> Iterator[ClientKey]:
     for name, part in section.sections("keys"):
         part.text("secret_env", required=True)
         secret = _secret(part, "secret_env", env, keyless)
@@ -400,10 +399,7 @@ def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> tup
         preferences = _preferences(part.section("preferences"))
         part.done()
         if secret is not None:
-            keys.append(ClientKey(name, secret, team, project, tags, models, preferences))
-    if secret := env.get("PIXELROUTE_API_KEY"):
-        keys.append(ClientKey("default", secret))
-    return tuple(keys)
+            yield ClientKey(name, secret, team, project, tags, models, preferences)
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
@@ -426,7 +422,7 @@ def load(
     sandbox_keys: Mapping[str, str] | None = None,
     keyless: bool = False,
 ) -> Settings:
-    """Read, check and build. Later files add to earlier ones and replace whole providers and models by name.
+    """Read, check and build. Later files add to earlier ones and replace whole providers, models and keys by name.
 
     ``sandbox_urls``: provider -> base URLs of its emulator; given, every provider is reached there and nowhere else.
     ``keyless`` keeps providers whose key is not set: enough to check and to quote, never to serve.
@@ -442,7 +438,7 @@ def load(
     priors: dict[str, Prior] = {}
     weights: dict[str, tuple[float, int]] = {}
     defaults: dict[Operation, str] = {}
-    keys: tuple[ClientKey, ...] = ()
+    keys: dict[str, ClientKey] = {}
     routing, limits, media = RoutingSettings(), Limits(), MediaSettings()
     webhooks: WebhookSettings | None = None
     ledger_url: str | None = None
@@ -476,7 +472,7 @@ def load(
             if chosen := default.text(operation.value):
                 defaults[operation] = chosen
         default.done()
-        keys = keys or _client_keys(root, env, keyless)
+        keys |= {key.name: key for key in _client_keys(root, env, keyless)}
         root.read.add("keys")
         routing = _routing(root.section("routing"), routing)
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
@@ -492,6 +488,8 @@ def load(
         undecodable = root.choice("undecodable_inputs", _UNDECODABLE, undecodable)
         root.done()
 
+    if secret := env.get("PIXELROUTE_API_KEY"):
+        keys.setdefault("default", ClientKey("default", secret))
     names = _names(models, defaults, origin, problems)
     successors = _successors(models, origin, problems)
     try:
@@ -512,7 +510,7 @@ def load(
         priors=priors,
         weights=weights,
         defaults=defaults,
-        keys=keys,
+        keys=tuple(keys.values()),
         books=books,
         terms=terms,
         ledger_url=env.get("PIXELROUTE_LEDGER") or ledger_url or _default_ledger(sandbox is not None),

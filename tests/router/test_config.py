@@ -83,6 +83,15 @@ def test_client_keys_come_from_the_environment_and_never_show(tmp_path):
     assert "other" not in repr(settings.keys)
 
 
+def test_keys_may_stand_in_several_files(tmp_path):
+    """Also beside the one of the environment, which is no reason to leave a later file's out."""
+    (tmp_path / "more.yaml").write_text("keys: {shop: {secret_env: NEW}, blog: {secret_env: BLOG}}\n")
+    (tmp_path / "first.yaml").write_text(SMALL + "keys: {shop: {secret_env: OLD}}\n")
+    env = {"OLD": "1", "NEW": "2", "BLOG": "3", "PIXELROUTE_API_KEY": "4"}
+    settings = load([tmp_path / "first.yaml", tmp_path / "more.yaml"], env)
+    assert {key.name: key.secret for key in settings.keys} == {"shop": "2", "blog": "3", "default": "4"}
+
+
 def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
     settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"})
     assert "fal" in settings.providers
