@@ -72,6 +72,7 @@ class Catalog:
         listed = []
         for name, slug in self.names.items():
             model = self.models.get(self._serving(slug, today))
+            model = model and _pinned(name, slug, model)
             if model is not None and (not allowed or model.slug in allowed):
                 listed.append(_described(name, model))
                 if model.slug != slug:
@@ -173,6 +174,15 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
 
 
 _EPOCH_OF_IMAGES = 1_609_459_200  # 2021-01-01: models without a release date need some integer
+
+
+def _pinned(name: str, slug: str, model: Model) -> Model | None:
+    """The model as its name reaches it: of ``provider/model`` only what that provider does; None if it does nothing."""
+    if not name.endswith(f"/{slug}"):
+        return model
+    provider = name.removesuffix(f"/{slug}")
+    targets = tuple(target for target in model.targets if target.provider == provider)
+    return replace(model, targets=targets) if targets else None
 
 
 def _described(name: str, model: Model) -> dict[str, Any]:

@@ -83,6 +83,18 @@ def test_the_sandbox_serves_every_target_and_its_own_models():
         assert any(offer.quote for offer in offers.order(request, NOW).offers)
 
 
+def test_a_pinned_name_is_described_as_what_its_provider_does():
+    listed = {model["id"]: model for model in OFFERS.catalog.listed(NOW.date())}
+    for name, model in listed.items():
+        provider, slash, slug = name.partition("/")
+        if slash and slug in listed:
+            [target] = [target for target in SETTINGS.models[model["slug"]].targets if target.provider == provider]
+            assert model["providers"] == [provider]
+            assert set(model["operations"]) == set(target.endpoints)
+            assert set(model["operations"]) <= set(listed[slug]["operations"])
+    assert listed["fal/flux.1-kontext-pro"]["operations"] != listed["flux.1-kontext-pro"]["operations"]
+
+
 # --- targets ------------------------------------------------------------------------------------------------------
 
 
