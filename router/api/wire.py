@@ -213,13 +213,20 @@ def _require_prompt(known: Mapping[str, Any]) -> None:
 
 
 def _collect(texts: dict[str, Any], part: Part) -> None:
-    """Put a text field in its place; ``a[b]`` and ``a[]`` are how clients flatten objects and arrays."""
+    """Put a field in its place; ``a[b]`` and ``a[]`` are how clients flatten objects and arrays.
+
+    A file under a name that means nothing here is the provider's, which takes it as a data URL.
+    """
+    match = _BRACKETS.fullmatch(part.name)
+    keys = [match[1], *match[2][1:-1].split("][")] if match else [part.name]
     try:
         text = bytes(part.data).decode("utf-8")
     except UnicodeDecodeError:
-        raise RequestError(400, f"The form field '{part.name[:64]}' is not UTF-8 text.") from None
-    match = _BRACKETS.fullmatch(part.name)
-    keys = [match[1], *match[2][1:-1].split("][")] if match else [part.name]
+        if keys[0] in fields.KINDS:
+            raise RequestError(400, f"The form field '{keys[0]}' is not UTF-8 text.", param=keys[0]) from None
+        found = media.probe(part.data)
+        kind = f"image/{found.format}" if found is not None else "application/octet-stream"
+        text = f"data:{kind};base64,{pybase64.b64encode(part.data).decode()}"
     listed = len(keys) > 1 and (keys[-1] == "" or keys[-1].isdecimal())
     if listed:
         keys.pop()

@@ -498,6 +498,15 @@ async def test_m8_flattened_extras(client: httpx.AsyncClient, gateway: FakeGatew
     assert (request.preferences.sort, request.preferences.only) == ("fastest", ("fal",))
 
 
+async def test_m8_files_that_mean_nothing_here_are_the_providers(
+    client: httpx.AsyncClient, gateway: FakeGateway
+) -> None:
+    await edit(client, ("image", A), ("control", PNG), ("weights", b"\xff\x00"), **OK)
+    control, weights = gateway.requests[0].extra["control"], gateway.requests[0].extra["weights"]
+    assert control == "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert weights == "data:application/octet-stream;base64,/wA="
+
+
 async def test_m9_an_odd_boundary(client: httpx.AsyncClient, gateway: FakeGateway) -> None:
     parts = "".join(
         f'------LangChain4j\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
