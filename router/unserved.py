@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from router import booking
 from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
@@ -24,7 +24,10 @@ def infeasible(error: Infeasible) -> RequestError:
 
 
 def exhausted(model: str, decision: Decision) -> RequestError:
-    """No target may be tried now, and none has been."""
+    """No target may be tried now, and none has been. Where all are to be left alone for a while, that is a 429."""
+    candidates = {c.target: c.excluded_by for c in decision.candidates}
+    if set(candidates.values()) == {"rate_limited"}:
+        return _limited(model, decision.retry_after_s, {"attempts": [], "candidates": candidates})
     return RequestError(
         503,
         f"No provider of {model} can take requests at the moment.",
@@ -32,7 +35,19 @@ def exhausted(model: str, decision: Decision) -> RequestError:
         type=SERVER,
         retry=True,
         retry_after_s=decision.retry_after_s or 5.0,
-        details={"attempts": [], "candidates": {c.target: c.excluded_by for c in decision.candidates}},
+        details={"attempts": [], "candidates": candidates},
+    )
+
+
+def _limited(model: str, retry_after_s: float | None, details: Mapping[str, object]) -> RequestError:
+    return RequestError(
+        429,
+        f"Every provider of {model} is limiting requests at the moment.",
+        code="rate_limit_exceeded",
+        type="requests",
+        retry=True,
+        retry_after_s=retry_after_s or 5.0,
+        details=details,
     )
 
 
@@ -54,15 +69,7 @@ def failed(
             details=error.details,
         )
     if all(attempt.outcome == "rate_limited" for attempt in attempts):
-        return RequestError(
-            429,
-            f"Every provider of {model} is limiting requests at the moment.",
-            code="rate_limit_exceeded",
-            type="requests",
-            retry=True,
-            retry_after_s=retry_after_s or 5.0,
-            details=_told(attempts),
-        )
+        return _limited(model, retry_after_s, _told(attempts))
     status, code = (504, "timeout") if late or error.kind is ErrorKind.NO_ANSWER else (502, "all_providers_failed")
     if error.kind is ErrorKind.DOWNLOAD:
         status, code = consequence.status, consequence.code
