@@ -279,6 +279,7 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
         default_size=section.size("default_size"),
         formats=section.texts("formats") or ("png",),
         mask=section.flag("mask"),
+        mask_rule=section.choice("mask_rule", ("alpha", "white", "black"), "alpha"),
         markup=section.flag("markup"),
         transparent=section.flag("transparent"),
         streams=section.flag("streams"),

@@ -22,6 +22,7 @@ from router.delivery import Delivered, Delivery, merged
 from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
 from router.ledger import AttemptRecord, Ledger, LedgerError, Opening, Role, Settlement, State
+from router.media import painted
 from router.offers import Offer, Offers, Order, auth_of, route, used
 from router.providers.base import Job, Partial
 from router.records import record
@@ -351,6 +352,9 @@ class Gateway:
         request, most = offer.request, offer.target.max_images
         if offer.size != request.size:
             request = replace(request, size=offer.size)  # by the size policy
+        if request.mask is not None and offer.target.mask_rule != "alpha" and request.mask.format is not None:
+            drawn = await asyncio.to_thread(painted, request.mask.data, edit_white=offer.target.mask_rule == "white")
+            request = replace(request, mask=replace(request.mask, data=drawn))
         timeout_s = min(offer.provider.timeout_s, work.deadline - self._clock.monotonic())
         counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
 

@@ -233,6 +233,7 @@ class Target:
     default_size: ImageSize | None = None  # what the provider makes when no size is sent
     formats: tuple[str, ...] = ("png",)  # output formats the provider can make
     mask: bool = False
+    mask_rule: str = "alpha"  # where its mask is to be edited: alpha (transparent, as clients send it), white, black
     markup: bool = False
     transparent: bool = False
     streams: bool = False  # has real partial pictures

@@ -80,6 +80,12 @@ models:
   gpt:
     targets:
       openai: {generate: gpt-image-2, edit: gpt-image-2, max_images: 10, max_inputs: 16, mask: true, streams: true}
+  inpaint:
+    default_size: 1024x1024
+    targets:
+      gpu-fast: {edit: flux.2-dev-turbo, mask: true, mask_rule: white}
+      gpu-spot: {edit: flux.2-dev-turbo, mask: true, mask_rule: black}
+      fal: {edit: fal-ai/flux-2/turbo/edit, mask: true}
   priceless:
     default_size: 512x512
     targets: {nowhere: {generate: x}}
@@ -882,3 +888,22 @@ async def test_a_paid_picture_that_nobody_kept_is_called_lost(house):
     with pytest.raises(RequestError) as caught:
         await house.gateway.resume("req_1", ask("fal/flux"), awaited=True)
     assert (caught.value.code, caught.value.retry) == ("result_lost", False)
+
+
+@pytest.mark.parametrize(
+    ("provider", "edited", "kept"), [("gpu-fast", 255, 0), ("gpu-spot", 0, 255), ("fal", (0, 0, 0, 0), (9, 9, 9, 255))]
+)
+async def test_a_mask_is_painted_as_its_provider_reads_it(tmp_path, provider, edited, kept):
+    mask = Image.new("RGBA", (8, 4), (9, 9, 9, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 4, 4))
+    out = io.BytesIO()
+    mask.save(out, "PNG")
+    source = InputImage(png(8, 4), "png", ImageSize(8, 4))
+    over = InputImage(out.getvalue(), "png", ImageSize(8, 4))
+    async with House(tmp_path) as house:
+        request = ImageRequest(Operation.EDIT, f"{provider}/inpaint", "a boat", images=(source,), mask=over)
+        await house.run(request)
+        sent = house.wire.requests[0].mask
+    assert (sent.format, sent.size) == ("png", ImageSize(8, 4))
+    pixels = Image.open(io.BytesIO(sent.data)).load()
+    assert (pixels[0, 0], pixels[7, 3]) == (edited, kept)
