@@ -51,6 +51,7 @@ class Limits:
     body_bytes: int = 64 * MIB
     in_flight_bytes: int = 1024 * MIB
     request_timeout_s: float = 280.0  # below the 300 s at which Node's fetch gives up
+    job_timeout_s: float = 1800.0  # the same for a job, which no client waits for
     max_attempts: int = 3
     drain_s: float = 120.0  # how long a stopping router lets running generations finish
 
@@ -371,6 +372,7 @@ def _model(slug: str, section: Section, build: _TargetBuilder) -> Model:
         size_policy=section.choice("size_policy", SIZE_POLICIES, "exact"),
         undecodable_inputs=section.choice("undecodable_inputs", ("installation", *_UNDECODABLE), "installation"),
         unpriced=section.choice("unpriced", ("reject", "allow"), "reject"),
+        job_timeout_s=section.number("job_timeout_s", least=0.1),
         description=section.text("description"),
     )
     section.done()
@@ -491,6 +493,12 @@ def load(
 
     if secret := env.get("PIXELROUTE_API_KEY"):
         keys.setdefault("default", ClientKey("default", secret))
+    times = [("configuration", "limits.job_timeout_s", limits.job_timeout_s)]
+    times += [(origin[slug].file, f"models.{slug}.job_timeout_s", m.job_timeout_s or 0.0) for slug, m in models.items()]
+    for file, where, seconds in times:  # else what is known of a job could be swept away before it has ended
+        if seconds >= media.lifetime_s:
+            text = f"{seconds:g} s must be less than media.lifetime_s, {media.lifetime_s} s"
+            problems.append(Problem(file, where, text))
     names = _names(models, defaults, origin, problems)
     successors = _successors(models, origin, problems)
     try:
@@ -599,6 +607,7 @@ def _limits(section: Section, before: Limits) -> Limits:
         body_bytes=section.integer("body_bytes", before.body_bytes, least=1024),
         in_flight_bytes=section.integer("in_flight_bytes", before.in_flight_bytes, least=MIB),
         request_timeout_s=section.number_or("request_timeout_s", before.request_timeout_s, least=0.1),
+        job_timeout_s=section.number_or("job_timeout_s", before.job_timeout_s, least=0.1),
         max_attempts=section.integer("max_attempts", before.max_attempts, least=1),
         drain_s=section.number_or("drain_s", before.drain_s),
     )

@@ -35,6 +35,7 @@ from router.types import (
     Completed,
     ImageRequest,
     ImageResult,
+    Model,
     Operation,
     PartialImage,
     Provider,
@@ -74,6 +75,7 @@ class _Work:
     emit: Emit | None
     response_format: str
     hurried: bool  # the client said how long it is going to wait
+    stretch: float  # how much longer than usual an attempt may take: a job's have their share of its time
     opened: int = 0  # attempts
     race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way at once, where there may be two
     raced_at: float = 0.0  # when the first of them began
@@ -127,6 +129,7 @@ class Gateway:
         observer: Observer,
         clock: Clock,
         timeout_s: float,
+        job_timeout_s: float = 0.0,
         terms: Terms | None = None,
         refused_elsewhere: bool = False,
         weights: Mapping[str, tuple[float, int]] | None = None,
@@ -139,6 +142,7 @@ class Gateway:
         self._observer = observer
         self._clock = clock
         self._timeout_s = timeout_s
+        self._job_timeout_s = job_timeout_s
         self._terms = terms or Terms()
         self._drawn: dict[str, int] = {}
         self._refused_elsewhere = refused_elsewhere
@@ -171,6 +175,12 @@ class Gateway:
     def _route(self, order: Order, caller: Caller, timeout_s: float) -> RouteRequest:
         return route(order, self._weights, timeout_s, caller.preferences)
 
+    def _budget_s(self, request: ImageRequest, model: Model) -> float:
+        """Seconds for all attempts of a request: a job, which nobody waits for, has longer, by its model."""
+        if not request.later:
+            return self._timeout_s
+        return max(model.job_timeout_s or self._job_timeout_s, self._timeout_s)
+
     # --- one request -----------------------------------------------------------------------------------------
 
     async def run(
@@ -189,9 +199,10 @@ class Gateway:
         """
         order = self._order(request, caller)
         started = self._clock.monotonic()
+        budget_s = self._budget_s(request, order.model)
         wait_s = request.deadline_s
-        hurried = wait_s is not None and wait_s < self._timeout_s
-        timeout_s = wait_s if wait_s is not None and hurried else self._timeout_s
+        hurried = wait_s is not None and wait_s < budget_s
+        timeout_s = wait_s if wait_s is not None and hurried else budget_s
         work = _Work(
             request_id=request_id,
             order=order,
@@ -202,6 +213,7 @@ class Gateway:
             emit=emit,
             response_format=response_format(request),
             hurried=hurried,
+            stretch=budget_s / self._timeout_s,
         )
         task = asyncio.current_task()
         assert task is not None
@@ -355,7 +367,9 @@ class Gateway:
         if request.mask is not None and offer.target.mask_rule != "alpha" and request.mask.format is not None:
             drawn = await asyncio.to_thread(painted, request.mask.data, edit_white=offer.target.mask_rule == "white")
             request = replace(request, mask=replace(request.mask, data=drawn))
-        timeout_s = min(offer.provider.timeout_s, work.deadline - self._clock.monotonic())
+        timeout_s = min(offer.provider.timeout_s * work.stretch, work.deadline - self._clock.monotonic())
+        if request.later:
+            request = replace(request, deadline_s=timeout_s)  # for providers that are told when to give a job up
         counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
 
         async def on_job(job: Job) -> None:
@@ -681,7 +695,8 @@ class Gateway:
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What the request would cost, at every target, and which would be chosen. Runs and charges nothing."""
         order = self._order(request, caller)
-        wait_s = min(request.deadline_s or self._timeout_s, self._timeout_s)
+        budget_s = self._budget_s(request, order.model)
+        wait_s = min(request.deadline_s or budget_s, budget_s)
         try:
             decision = self._selector.choose(self._route(order, caller, wait_s), self._clock.monotonic(), ())
         except Infeasible as error:
@@ -705,6 +720,7 @@ class Gateway:
         try:
             left = await self._ledger.request(request_id)
             attempts = left.attempts if left is not None else ()
+            stretch = self._stretch(request)
             endings = await asyncio.gather(
                 *(
                     self._resume(
@@ -712,6 +728,7 @@ class Gateway:
                         [Job(job.job_id, job.state) for job in attempt.jobs],
                         awaited=awaited,
                         settled=attempt.state is State.SETTLED,
+                        stretch=stretch,
                     )
                     for attempt in reversed(attempts)
                     if _can_be_asked_for(attempt)
@@ -726,8 +743,22 @@ class Gateway:
         finally:
             self._running.discard(task)
 
+    def _stretch(self, request: ImageRequest) -> float:
+        """How much longer than usual a job's attempts may take, also if its model is no longer there."""
+        try:
+            model = self._offers.catalog.resolve(request.model, self._clock.now().date())[0]
+        except RequestError:
+            return 1.0
+        return self._budget_s(request, model) / self._timeout_s
+
     async def _resume(
-        self, opening: Opening, jobs: Sequence[Job], *, awaited: bool = False, settled: bool = False
+        self,
+        opening: Opening,
+        jobs: Sequence[Job],
+        *,
+        awaited: bool = False,
+        settled: bool = False,
+        stretch: float = 1.0,
     ) -> _Resumed | ProviderError | None:
         """What became of an attempt's jobs, settled if it is not yet; None if that is not known."""
         began = self._clock.monotonic()
@@ -746,7 +777,7 @@ class Gateway:
                         adapter.resume(job, None, target),
                         provider,
                         auth_of(provider, adapter),
-                        timeout_s=provider.timeout_s,
+                        timeout_s=provider.timeout_s * stretch,
                         resumed=True,
                     )
                     for job in jobs

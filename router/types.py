@@ -298,6 +298,7 @@ class Model:
     size_policy: str = "exact"  # exact, nearest, fit: what to do where a target does not make the size asked for
     undecodable_inputs: str = "reject"  # reject, forward: source pictures in formats that we do not read
     unpriced: str = "reject"  # reject, allow: what to do where no price is in force
+    job_timeout_s: float | None = None  # for all attempts of a job together; None: the installation's
     description: str | None = None
 
     @property

@@ -49,6 +49,7 @@ models:
   at-once:
     default_size: 1024x1024
     targets: {{gpu-fast: {{generate: flux.2-dev-turbo--hang, sku: flux.2-dev-turbo}}}}
+limits: {{request_timeout_s: {timeout_s}}}
 webhooks: {{secret_env: WEBHOOK_SECRET, private_receivers: {private}, retry_s: [{pauses}]}}
 """
 
@@ -129,12 +130,14 @@ class House:
         self.router.start()
 
 
-def build(tmp_path: Path, beside: Beside, *, private: bool = True, pauses: str = "0.2, " * 50) -> House:
+def build(
+    tmp_path: Path, beside: Beside, *, private: bool = True, pauses: str = "0.2, " * 50, timeout_s: float = 280
+) -> House:
     opened, receiver = threading.Event(), Receiver()
     origin = beside.sandbox(0.01, Gate, opened=opened)
     hook = beside.serve(receiver.app()) + "/hook"
     config = tmp_path / "providers.yaml"
-    config.write_text(CONFIG.format(origin=origin, private=str(private).lower(), pauses=pauses))
+    config.write_text(CONFIG.format(origin=origin, private=str(private).lower(), pauses=pauses, timeout_s=timeout_s))
     env = {
         "FAL_KEY": "sandbox-id:sandbox-secret",
         "GPU_KEY": "sandbox-gpu-fast",
@@ -306,4 +309,16 @@ def test_receivers_inside_the_network_are_not_called(tmp_path):
         [told] = until(lambda: house.router.events("log"))
         assert told["message"] == f"webhook msg_{request_id} given up: PermissionError"
         assert house.receiver.calls == []
+        assert house.router.stop() == 0
+
+
+def test_a_job_has_more_time_than_a_client_that_waits(tmp_path):
+    with Beside() as beside:
+        house = build(tmp_path, beside, timeout_s=1)
+        request_id = house.submit("queued")
+        waiting = house.router.post(GENERATE, ASKED)
+        assert (waiting.status_code, waiting.json()["error"]["code"]) == (504, "timeout")
+        assert house.ask(request_id)["status"] == "processing"
+        house.opened.set()
+        assert house.ended(request_id)["status"] == "completed"
         assert house.router.stop() == 0

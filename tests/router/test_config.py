@@ -123,6 +123,8 @@ def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
         ("routing: {policy: wild}", "routing.policy", "'wild' is not one of"),
         ("limits: {body_bytes: 1}", "limits.body_bytes", "at least 1024"),
         ("keys: {a: {}}", "keys.a.secret_env", "is missing"),
+        ("limits: {job_timeout_s: 86400}", "limits.job_timeout_s", "86400 s must be less than media.lifetime_s"),
+        ("models: {x: {job_timeout_s: 100000}}", "models.x.job_timeout_s", "must be less than media.lifetime_s"),
         ("keys: {a: {secret_env: NOT_SET}}", "keys.a.secret_env", "NOT_SET is not set"),
         ("models: {x: {default_size: 10x}}", "models.x.default_size", "not WIDTHxHEIGHT"),
         ("models: {x: {successor: y}}", "models.x.successor", "'y' is not a model"),
