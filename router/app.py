@@ -25,7 +25,7 @@ import uvloop
 from starlette.applications import Starlette
 
 from pricing import MEGAPIXEL, PriceBooks, Problem
-from router import __version__
+from router import __version__, booking
 from router import sandbox as emulator
 from router.api.app import build_app, routes
 from router.api.http import Exchange
@@ -53,7 +53,7 @@ from router.routing import Result, Sample, Selector
 from router.routing.catalog import Catalog
 from router.telemetry import Sources, Telemetry
 from router.transport import Transport
-from router.types import Caller, Completed, ImageRequest, Operation, Provider
+from router.types import Caller, Completed, Provider
 from router.whatif import Comparison, History, compare
 
 if TYPE_CHECKING:
@@ -376,9 +376,7 @@ def _cut_off(left: Iterable[Unresolved], base_url: str) -> list[CutOff]:
     """The requests of these attempts, as far as their rows tell."""
     found: dict[str, CutOff] = {}
     for opening in (one.opening for one in left):
-        request = ImageRequest(
-            Operation(opening.operation), opening.requested_model, "", opening.images, response_format="url"
-        )
+        request = replace(booking.requested(opening), response_format="url")
         caller, created = Caller(key=opening.key), int(opening.opened_at.timestamp())
         found[opening.request_id] = CutOff(opening.request_id, created, caller, request, base_url)
     return list(found.values())

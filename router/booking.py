@@ -13,7 +13,7 @@ from router.events import AttemptFinished
 from router.ledger import AttemptRecord, Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
 from router.offers import Offer, Order
 from router.routing import Decision, Outcome, Scored, pack, unpack
-from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Provider
+from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Operation, Provider
 
 
 class Timings(Protocol):
@@ -211,6 +211,18 @@ def recovered(
         delivered=delivered,
         latency_ms=round(duration_s * 1000),
         evidence="resume",
+    )
+
+
+def requested(opening: Opening) -> ImageRequest:
+    """What was asked for, as far as the row of an attempt tells: its form, never its content."""
+    size = opening.expected.get("size")
+    return ImageRequest(
+        Operation(opening.operation),
+        opening.requested_model,
+        "",
+        opening.images,
+        size=ImageSize.parse(size) if size else None,
     )
 
 

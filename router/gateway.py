@@ -33,12 +33,12 @@ from router.types import (
     AttemptSummary,
     Caller,
     Completed,
+    GeneratedImage,
     ImageRequest,
     ImageResult,
     Model,
     Operation,
     PartialImage,
-    Provider,
     Warn,
 )
 
@@ -110,7 +110,6 @@ class _Resumed:
     """The pictures of an attempt that an earlier process left behind."""
 
     opening: Opening
-    provider: Provider
     result: ImageResult
     took_s: float
 
@@ -675,8 +674,8 @@ class Gateway:
             usage=result.usage,
             warnings=(
                 *work.order.warnings,
-                *_stood_in(work.order, offer),
-                *_emulated(request, offer),
+                *_stood_in(work.order.model.slug, offer.model.slug),
+                *_emulated(request.n, offer.expected.requests),
                 *delivered.warnings,
             ),
             routing=decision.record() if routing else None,
@@ -809,7 +808,7 @@ class Gateway:
                 error=failed,
                 delivered=awaited and failed is None,
             )
-        ending = _Resumed(opening, provider, result, duration_s) if result is not None and failed is None else failed
+        ending = _Resumed(opening, result, duration_s) if result is not None and failed is None else failed
         if settled:  # before the crash; only its pictures were missing
             return ending
         if cost is not None:
@@ -822,19 +821,61 @@ class Gateway:
         self, request: ImageRequest, resumed: _Resumed, attempts: Sequence[AttemptRecord]
     ) -> Completed:
         """The answer as it would have been, from the ledger's rows."""
-        opening, result, form = resumed.opening, resumed.result, response_format(request)
+        opening, form = resumed.opening, response_format(request)
+        request, told = self._as_ordered(request, opening)
         ordered = ImageSize.parse(size) if (size := opening.expected.get("size")) else None
-        delivered = await self._delivery.hand_over(result, request, ordered, form, opening.request_id)
+        delivered = await self._delivery.hand_over(resumed.result, request, ordered, form, opening.request_id)
+        warned = replace(delivered, warnings=(*told, *delivered.warnings, _RESUMED))
+        return self._from_rows(request, opening, attempts, warned, form, resumed.result, resumed.took_s)
+
+    async def recorded(self, request_id: str, key: str, images: Sequence[GeneratedImage]) -> Completed | None:
+        """The answer that a request of this client key had, from the ledger's rows; None if there was none.
+
+        ``images``: its pictures, as they are kept.
+        """
+        found = await self._ledger.request(request_id)
+        answered = found.delivered if found is not None else None
+        if found is None or answered is None or answered.opening.key != key or not images:
+            return None
+        request, told = self._as_ordered(booking.requested(answered.opening), answered.opening)
+        kept = Delivered(tuple(images), (), images[0].format or "png", told)
+        return self._from_rows(request, answered.opening, found.attempts, kept, "url", ImageResult(()), 0.0)
+
+    def _as_ordered(self, request: ImageRequest, opening: Opening) -> tuple[ImageRequest, tuple[Warn, ...]]:
+        """The request as its model completed it, and what its client was told of that."""
+        catalog, day = self._offers.catalog, opening.opened_at.date()
+        wanted, told = opening.model, tuple[Warn, ...]()
+        with contextlib.suppress(RequestError):  # the catalogue may have changed meanwhile
+            named, _, told = catalog.resolve(opening.requested_model, day)
+            wanted = named.slug
+        calls = opening.expected["requests"]
+        if (model := catalog.models.get(opening.model)) is not None:
+            request, completed = catalog.complete(request, model)
+            prompted = opening.expected.get("prompt_characters", 0) != len(request.prompt) * calls
+            told += () if prompted else completed  # the prompt is not known, but whether it was the catalogue's
+        return request, (*told, *_stood_in(wanted, opening.model), *_emulated(opening.images, calls))
+
+    def _from_rows(
+        self,
+        request: ImageRequest,
+        opening: Opening,
+        attempts: Sequence[AttemptRecord],
+        delivered: Delivered,
+        form: str,
+        result: ImageResult,
+        took_s: float,
+    ) -> Completed:
         ended = next(a.settlement for a in attempts if a.opening.attempt_id == opening.attempt_id)
+        known = self._offers.reach(opening.target)
         sizes = {image.size for image in delivered.images}
         return Completed(
             request_id=opening.request_id,
-            created=int(self._clock.now().timestamp()),
+            created=int((ended.recorded_at if ended is not None else self._clock.now()).timestamp()),
             operation=request.operation,
             model=request.model,
             executed_model=opening.target,
             provider=opening.provider,
-            provider_name=resumed.provider.title,
+            provider_name=known[1].title if known is not None else opening.provider,
             images=delivered.images,
             response_format=form,
             cost_nanos=sum(attempt.cost_nanos for attempt in attempts if attempt.state is State.SETTLED),
@@ -849,9 +890,9 @@ class Gateway:
             background=result.background,
             seed=result.seed,
             usage=result.usage,
-            warnings=(*delivered.warnings, _RESUMED),
+            warnings=delivered.warnings,
             output_pixels=sum(size.pixels for size in delivered.made),
-            provider_s=resumed.took_s,
+            provider_s=took_s,
         )
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -913,18 +954,16 @@ def response_format(request: ImageRequest) -> str:
     return "both" if request.operation is Operation.EDIT else "url"
 
 
-def _stood_in(order: Order, offer: Offer) -> tuple[Warn, ...]:
-    if offer.rank == 0:
+def _stood_in(wanted: str, served: str) -> tuple[Warn, ...]:
+    if wanted == served:
         return ()
-    told = f"{order.model.slug} could not serve the request, so {offer.model.slug} made the picture."
-    return (Warn("model_fallback", told, "model"),)
+    return (Warn("model_fallback", f"{wanted} could not serve the request, so {served} made the picture.", "model"),)
 
 
-def _emulated(request: ImageRequest, offer: Offer) -> tuple[Warn, ...]:
-    calls = offer.expected.requests
+def _emulated(images: int, calls: int) -> tuple[Warn, ...]:
     if calls == 1:
         return ()
-    return (Warn("n_emulated", f"{request.n} pictures were made by {calls} calls of the provider.", "n"),)
+    return (Warn("n_emulated", f"{images} pictures were made by {calls} calls of the provider.", "n"),)
 
 
 def _proves(result: ImageResult) -> bool:

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import parse_qs
 
-from router.media import MEDIA_TYPES
+from router.media import MEDIA_TYPES, probe
+from router.types import GeneratedImage
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ PATH = "/v1/media/"
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9]{2,5}")
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _CHUNK = 256 * 1024
+_HEAD = 64 * 1024  # enough of a picture to read its header
 
 
 class Chunks(Protocol):
@@ -80,6 +82,10 @@ class Blobs(Protocol):
 
     async def scan(self) -> list[Stored]:
         """All pictures that are kept."""
+        ...
+
+    async def made(self, request_id: str) -> list[Stored]:
+        """The pictures that a request made, as far as they are still kept, in the order in which they came in."""
         ...
 
     async def purge(self, request_id: str) -> int:
@@ -142,9 +148,9 @@ class MediaStore:
             self._crowded.set()
         return self.link(name)
 
-    def link(self, name: str) -> str:
-        """A link to a stored picture that lives for the store's lifetime from now."""
-        expires = int(self._now()) + self._lifetime_s
+    def link(self, name: str, since: float | None = None) -> str:
+        """A link to a stored picture that lives for the store's lifetime from ``since``, Unix seconds, or from now."""
+        expires = int(self._now() if since is None else since) + self._lifetime_s
         return f"{PATH}{name}?expires={expires}&signature={self._signature(name, expires)}"
 
     async def open(self, name: str, query: str) -> Media | None:
@@ -164,6 +170,20 @@ class MediaStore:
         length, chunks = found
         media_type = MEDIA_TYPES.get(name.rpartition(".")[2], "application/octet-stream")
         return Media(name, media_type, length, int(expires - self._now()), chunks)
+
+    async def pictures(self, request_id: str) -> tuple[GeneratedImage, ...]:
+        """What a request made, as long as all of it lives: links, sizes and formats."""
+        found = []
+        for stored in await self._blobs.made(request_id):
+            link = self.link(stored.name, stored.touched)
+            media = await self.open(stored.name, link.partition("?")[2])
+            if media is None:
+                return ()
+            head = b"".join([chunk async for chunk in media.chunks(0, min(media.length, _HEAD))])
+            known = probe(head)
+            size, form = (known.size, known.format) if known is not None else (None, stored.name.rpartition(".")[2])
+            found.append(GeneratedImage(url=link, size=size, format=form))
+        return tuple(found)
 
     async def purge(self, request_id: str) -> int:
         """Delete the pictures of one request, unless another request made the same ones; how many went."""
@@ -351,25 +371,37 @@ class Directory:
             found.append(Stored(path.name, facts.st_size, facts.st_mtime))
         return found
 
+    async def made(self, request_id: str) -> list[Stored]:
+        return await asyncio.to_thread(self._made, request_id) if REQUEST_ID.fullmatch(request_id) else []
+
+    def _made(self, request_id: str) -> list[Stored]:
+        found = []
+        for name in self._noted(self._requests / request_id):
+            with suppress(FileNotFoundError):
+                facts = self._path(name).stat()
+                found.append(Stored(name, facts.st_size, facts.st_mtime))
+        return found
+
     async def purge(self, request_id: str) -> int:
         return await asyncio.to_thread(self._purge, request_id) if REQUEST_ID.fullmatch(request_id) else 0
 
     def _purge(self, request_id: str) -> int:
-        own = self._noted(self._requests / request_id)
+        own = set(self._noted(self._requests / request_id))
         for notes in self._requests.iterdir():
             if not own:
                 break
             if notes.name != request_id:
-                own -= self._noted(notes)
+                own.difference_update(self._noted(notes))
         doomed = [path for path in map(self._path, own) if path.exists()]
         _unlink([*doomed, self._requests / request_id, self._documents / request_id])
         return len(doomed)
 
-    def _noted(self, path: Path) -> set[str]:
+    def _noted(self, path: Path) -> list[str]:
+        """The names in a request's notes, each once, in their order."""
         try:
-            return set(path.read_text().split())
+            return list(dict.fromkeys(path.read_text().split()))
         except FileNotFoundError:
-            return set()
+            return []
 
     def _path(self, name: str) -> Path:
         return self._pictures / name[:2] / name

@@ -128,6 +128,17 @@ class Bucket:
         found = await self._list("pictures/")
         return [Stored(path.rpartition("/")[2], length, touched) for path, length, touched in found]
 
+    async def made(self, request_id: str) -> list[Stored]:
+        if not REQUEST_ID.fullmatch(request_id):
+            return []
+        noted = sorted(await self._list(f"requests/{request_id}/"), key=lambda note: note[2])
+        found = []
+        for name in [path.rpartition("/")[2] for path, _, _ in noted]:
+            with _as_os_error(), suppress(FileNotFoundError):
+                facts = await self._store.head_async(self._picture(name))
+                found.append(Stored(name, facts["size"], facts["last_modified"].timestamp()))
+        return found
+
     async def purge(self, request_id: str) -> int:
         if not REQUEST_ID.fullmatch(request_id):
             return 0

@@ -59,7 +59,7 @@ def routes(
         Route("/v1/images/variations", Variations(face), methods=["POST"]),
         Route("/v1/models", Models(gateway, auth), methods=["GET"]),
         Route("/v1/models/{name:path}", Model(gateway, auth), methods=["GET"]),
-        Route("/v1/requests/{request_id}", RequestState(requests, auth), methods=["GET", "DELETE"]),
+        Route("/v1/requests/{request_id}", RequestState(requests, auth, face.base_url), methods=["GET", "DELETE"]),
         Route("/openapi.json", OpenApi(), methods=["GET"]),
         Route("/healthz", Health(), methods=["GET"]),
         Route("/readyz", Readiness(ready), methods=["GET"]),

@@ -23,6 +23,7 @@ Document = dict[str, Any]
 _PLAIN = (
     "model",
     "n",
+    "size_policy",
     "quality",
     "background",
     "output_format",

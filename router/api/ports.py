@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from router.types import Accepted, Caller, Completed, ImageRequest, Operation, PartialImage
+from router.types import Accepted, Caller, Completed, GeneratedImage, ImageRequest, Operation, PartialImage
 
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
 
@@ -30,6 +30,10 @@ class GatewayPort(Protocol):
 
         ``request``: what form it is to have. ``awaited``: its client knows its id.
         """
+        ...
+
+    async def recorded(self, request_id: str, key: str, images: Sequence[GeneratedImage]) -> Completed | None:
+        """The answer that a request of this client key had in the past; ``images``: its pictures, as they are kept."""
         ...
 
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:

@@ -404,8 +404,11 @@ class Requests:
 
     # --- asked for later -------------------------------------------------------------------------------------
 
-    async def described(self, request_id: str, caller: Caller) -> tuple[bytes, bool]:
-        """A request of this caller, and whether it still runs; RequestError 404 for all others."""
+    async def described(self, request_id: str, caller: Caller, base_url: str) -> tuple[bytes, bool]:
+        """A request of this caller, and whether it still runs; RequestError 404 for all others.
+
+        ``base_url``: where this caller reaches us, for links to pictures of a request that only the ledger remembers.
+        """
         record = self._running.get(request_id) or self._ended.get(request_id)
         if record is not None and record.caller.key == caller.key:
             return await record.describe(), not record.ended
@@ -413,11 +416,22 @@ class Requests:
             document = await self._kept.find(request_id)
             if document is not None and document["key"] == caller.key:
                 return document["body"].encode(), document["state"] == PROCESSING
+            if document is None and (past := await self._past(request_id, caller, base_url)) is not None:
+                return await past.describe(), False
         raise RequestError(404, "There is no such request, or it was too long ago.", code="request_not_found")
+
+    async def _past(self, request_id: str, caller: Caller, base_url: str) -> Record | None:
+        """A request that an earlier process answered, as far as its pictures are still kept: from the ledger's rows."""
+        images = await self._store.pictures(request_id) if self._store is not None else ()
+        completed = await self._gateway.recorded(request_id, caller.key, images) if images else None
+        if completed is None:
+            return None
+        request = ImageRequest(completed.operation, completed.model, "", len(images), quality=completed.quality)
+        return Record(request_id, completed.created, caller, request, base_url, True, completed=completed, ended=True)
 
     async def purge(self, request_id: str, caller: Caller) -> dict[str, Any]:
         """Delete an ended request's pictures and all that is remembered of it."""
-        _, running = await self.described(request_id, caller)
+        _, running = await self.described(request_id, caller, "")
         if running:
             raise RequestError(400, "The request is still running.", code="request_running")
         self._ended.pop(request_id, None)
@@ -442,9 +456,12 @@ def _looked_at(task: asyncio.Task[Completed]) -> None:
 class RequestState(Guarded):
     """GET /v1/requests/{id}; DELETE removes its pictures."""
 
-    def __init__(self, requests: Requests, auth: Authenticator) -> None:
+    def __init__(
+        self, requests: Requests, auth: Authenticator, base_url: Callable[[Exchange, Scope], str] = lambda *_: ""
+    ) -> None:
         self._requests = requests
         self._auth = auth
+        self._base_url = base_url
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         caller = exchange.caller = self._auth.caller(exchange)
@@ -452,7 +469,7 @@ class RequestState(Guarded):
         if exchange.method == "DELETE":
             await send_json(send, 200, orjson.dumps(await self._requests.purge(request_id, caller)))
             return
-        body, running = await self._requests.described(request_id, caller)
+        body, running = await self._requests.described(request_id, caller, self._base_url(exchange, scope))
         headers = [(b"cache-control", b"no-store"), *([(b"retry-after", b"2")] if running else [])]
         await send_json(send, 200, body, headers)
 

@@ -322,3 +322,25 @@ def test_a_job_has_more_time_than_a_client_that_waits(tmp_path):
         house.opened.set()
         assert house.ended(request_id)["status"] == "completed"
         assert house.router.stop() == 0
+
+
+def test_what_was_answered_can_be_asked_for_after_a_restart(house):
+    """By a client that never saw the answer, say because its proxy gave up."""
+    house.opened.set()
+    answered = house.router.post(GENERATE, ASKED | {"n": 2}).json()
+    house.restart()
+    found = house.ask(answered["id"])
+    assert (found["status"], found["http"]) == ("completed", 200)
+    names = [[httpx.URL(item["url"]).path for item in body["data"]] for body in (answered, found["response"])]
+    assert sorted(names[0]) == sorted(names[1])
+    for item in found["response"]["data"]:
+        assert str(probe(house.picture(item).content).size) == "1024x1024"
+    for name in ("size", "output_format", "id"):
+        assert found["response"][name] == answered[name]
+    told = {"cost", "line_items", "executed_model", "warnings", "reason"}
+    assert {name: found["response"]["metadata"][name] for name in told} == {
+        name: answered["metadata"][name] for name in told
+    }
+    carried = house.router.post(GENERATE, ASKED | {"response_format": "b64_json"}).json()
+    house.restart()
+    assert house.ask(carried["id"])["http"] == 404  # its pictures were in the answer and nowhere else

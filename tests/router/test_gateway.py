@@ -828,21 +828,64 @@ async def test_a_request_is_resumed_by_evidence_only(tmp_path, answer, state, co
             assert len(house.rows()[0].entries) == len(row.entries)
 
 
+async def test_a_resumed_request_is_told_what_it_would_have_been_told(tmp_path):
+    text = CONFIG.replace(
+        "fal-ai/flux-2/turbo/edit\n", "fal-ai/flux-2/turbo/edit\n        variation: fal-ai/flux-2/turbo/edit\n"
+    )
+    async with House(tmp_path, text) as house:
+        house.at = datetime(2026, 11, 22, tzinfo=UTC)
+        source = InputImage(png(8, 8), "png", ImageSize(8, 8))
+        wanted = ImageRequest(Operation.VARIATION, "old", "", n=5, images=(source,), size=ImageSize(512, 512))
+        live = ["model_redirected", "variation_emulated", "n_emulated"]
+        house.wire.answers["fal"] = [made(*[(512, 512)] * 4), made((512, 512))]
+        completed = await house.run(wanted)
+        assert [warning.code for warning in completed.warnings] == live
+        await left_behind(house, Job("job-1", URLS), Job("job-2", URLS), wanted=wanted, request_id="req_2")
+        house.wire.answers["fal"] = [made(*[(512, 512)] * 4), made((512, 512))]
+        blank = replace(wanted, prompt="", images=(), later=True)  # what is kept of it
+        again = await house.gateway.resume("req_2", blank, awaited=True)
+        assert [warning.code for warning in again.warnings] == [*live, "resumed"]
+        assert again.warnings[:3] == completed.warnings
+
+
+async def test_an_answer_can_be_told_again_from_its_rows(house):
+    house.wire.answers["gpu-fast"] = [ProviderError(ErrorKind.SERVER_ERROR, "down", billed=Billed.NO)]
+    house.wire.answers["fal"] = [made((1024, 1024), (1024, 1024))]
+    wanted = ask(n=2, preferences=Preferences(order=("gpu-fast", "fal")))
+    answered = await house.run(wanted, Caller("k", "team"))
+    kept = (GeneratedImage(url="/v1/media/a.png", size=ImageSize(1024, 1024), format="png"),) * 2
+    told = await house.gateway.recorded("req_1", "k", kept)
+    same = ("request_id", "operation", "model", "executed_model", "provider", "provider_name", "cost_nanos", "currency",
+            "items", "reason", "basis", "output_format", "size", "warnings")  # fmt: skip
+    assert {name: getattr(told, name) for name in same} == {name: getattr(answered, name) for name in same}
+    assert [attempt.outcome for attempt in told.attempts] == ["server_error", "success"]
+    assert abs(told.created - answered.created) <= 1
+    assert (told.images, told.response_format) == (kept, "url")
+    assert await house.gateway.recorded("req_1", "another key", kept) is None
+    assert await house.gateway.recorded("req_9", "k", kept) is None
+    house.wire.answers["fal"] = [ProviderError(ErrorKind.REFUSED, "no", billed=Billed.NO)]
+    with pytest.raises(RequestError):
+        await house.gateway.run(ask("fal/flux"), Caller("k"), request_id="req_3")
+    assert await house.gateway.recorded("req_3", "k", kept) is None
+
+
 URLS = {"status_url": "https://queue.fal.run/s", "response_url": "https://queue.fal.run/r"}
 
 
-async def left_behind(house: House, *jobs: Job, **more: Any) -> None:
-    """A request whose router stopped after the provider had accepted these jobs."""
-    accepted = asyncio.Event()
+async def left_behind(house: House, *jobs: Job, wanted: ImageRequest | None = None, request_id: str = "req_1") -> None:
+    """A request whose router stopped after the provider had accepted these jobs, one by each call."""
+    accepted, left = asyncio.Event(), list(jobs)
 
     async def submitted(on_job, on_partial):
-        for job in jobs:
-            await on_job(job)
-        accepted.set()
+        if left:
+            await on_job(left.pop(0))
+        if not left:
+            accepted.set()
         await asyncio.Event().wait()
 
     house.wire.answers["fal"] = [submitted]
-    waiting = asyncio.create_task(house.run(ask("fal/flux", **more)))
+    running = house.gateway.run(wanted or ask("fal/flux"), Caller("k", "team"), request_id=request_id)
+    waiting = asyncio.create_task(running)
     await accepted.wait()
     await house.gateway.close(0.0)
     with pytest.raises(asyncio.CancelledError):

@@ -205,6 +205,24 @@ async def test_purge_by_request(store: MediaStore, backend: Backend) -> None:
     assert await store.purge("../../x") == 0
 
 
+async def test_what_a_request_made(store: MediaStore, backend: Backend, clock: Clock) -> None:
+    first, second = picture(7, 5), picture(6, 4, "webp")
+    await store.put(first, "png", "req_1")
+    await store.put(PNG, "png", "req_2")
+    backend.stamp(600)
+    await store.put(second, "webp", "req_1")
+    await store.put(first, "png", "req_1")  # again, as after a crash
+    found = await store.pictures("req_1")
+    assert {(str(image.size), image.format) for image in found} == {("7x5", "png"), ("6x4", "webp")}
+    [old] = await store.pictures("req_2")
+    media = await opened(store, old.url or "")
+    assert media is not None
+    assert (await content(media), media.max_age_s) == (PNG, 3000)  # no longer than it is kept
+    assert [await store.pictures(name) for name in ("req_3", "../../x")] == [(), ()]
+    clock.now += 3000
+    assert await store.pictures("req_2") == ()
+
+
 async def test_a_picture_that_is_gone(store: MediaStore) -> None:
     link = await store.put(PNG, "png", "req_1")
     await store.purge("req_1")

@@ -6,7 +6,7 @@ import asyncio
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -73,6 +73,7 @@ class FakeGateway:
     resumed: list[tuple[str, ImageRequest, bool]] = field(default_factory=list)
     defaults: dict[Operation, str] = field(default_factory=dict)
     forwards: bool = False
+    past: dict[tuple[str, str], Completed] = field(default_factory=dict)  # what a ledger would remember, by id and key
 
     async def run(
         self,
@@ -126,11 +127,16 @@ class FakeGateway:
             provider_s=0.0,
             warnings=(Warn("size_changed", "The provider made another size.", "size"),),
         )
-        return replace(completed, **self.change)
+        completed = self.past[request_id, caller.key] = replace(completed, **self.change)
+        return completed
 
     async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
         self.resumed.append((request_id, request, awaited))
         return await self.run(request, Caller(), request_id=request_id)
+
+    async def recorded(self, request_id: str, key: str, images: Sequence[GeneratedImage]) -> Completed | None:
+        completed = self.past.get((request_id, key))
+        return completed and replace(completed, images=tuple(images), response_format="url")
 
     def image(self, form: str) -> GeneratedImage:
         return GeneratedImage(

@@ -189,6 +189,28 @@ async def test_only_the_same_key_may_look(gateway: FakeGateway, store: MediaStor
             assert (await other.get(path, headers={"api-key": "sk-other"})).status_code == 404
 
 
+async def test_the_ledger_remembers_what_a_restart_forgot(gateway: FakeGateway, store: MediaStore) -> None:
+    """Of requests whose client was answered, as far as their pictures are kept."""
+    keys = [Key(), Key(name="other", secret="sk-other")]
+    link = await store.put(gateway.data, "png", "req_answered")
+    answered = await gateway.run(
+        ImageRequest(Operation.GENERATE, "gpt-image-2", "x"), Caller("tests"), request_id="req_answered"
+    )
+    await gateway.run(ImageRequest(Operation.GENERATE, "gpt-image-2", "x"), Caller("tests"), request_id="req_not_kept")
+    app = build_app(routes(gateway, keys=keys, media=store))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router.test") as client:
+        client.headers["api-key"] = KEY
+        found = (await client.get("/v1/requests/req_answered")).json()
+        assert (found["id"], found["status"], found["model"]) == ("req_answered", "completed", "gpt-image-2")
+        assert found["response"]["data"] == [{"url": f"http://router.test{link}"}]
+        assert found["response"]["metadata"]["cost"] == f"{answered.cost_nanos / 1e9}"
+        for request_id, key in (("req_not_kept", KEY), ("req_answered", "sk-other")):
+            answer = await client.get(f"/v1/requests/{request_id}", headers={"api-key": key})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "request_not_found")
+        assert (await client.delete("/v1/requests/req_answered")).json()["deleted_pictures"] == 1
+        assert (await client.get("/v1/requests/req_answered")).status_code == 404
+
+
 @pytest.mark.parametrize("request_id", ["nope", "req_00000000000000000000000000", "..%2f..%2fetc", "x" * 500])
 async def test_unknown_requests(client: httpx.AsyncClient, request_id: str) -> None:
     response = await client.get(f"/v1/requests/{request_id}")
