@@ -228,7 +228,8 @@ class Runtime:
             refused_elsewhere=settings.refused == "failover",
             weights=settings.weights,
         )
-        self.requests = Requests(self.gateway, self.store, self._webhooks(settings.webhooks))
+        webhooks = self._webhooks(settings.webhooks)
+        self.requests = Requests(self.gateway, self.store, webhooks)
         self.telemetry.read_from(
             Sources(
                 routing=lambda: self.selector.snapshot(time.monotonic()),
@@ -237,6 +238,7 @@ class Runtime:
                 ledger_open=lambda: self.ledger.open_attempts,
                 spend=self._spend,
                 sharing=self.shared if settings.sharing is not None else None,
+                webhooks=(lambda: (webhooks.pending, webhooks.oldest_s(time.time()))) if webhooks is not None else None,
             )
         )
         self._ready = False
@@ -301,7 +303,9 @@ class Runtime:
             return await self.transport.post(url, body, headers, timeout_s=WEBHOOK_S, private=private)
 
         accepts = None if private else is_public
-        return Webhooks(post, settings.key, accepts=accepts, delays_s=settings.retry_s)
+        return Webhooks(
+            post, settings.keys, accepts=accepts, delays_s=settings.retry_s, on_outcome=self.telemetry.webhook
+        )
 
     async def fetch(self, url: str, *, max_bytes: int) -> bytes:
         """A client's input picture by URL, from public addresses only."""
@@ -657,7 +661,7 @@ def _secrets(settings: Settings) -> list[str]:
     """Every secret this process holds, for the logs to leave out."""
     found = [provider.key for provider in settings.providers.values()] + [key.secret for key in settings.keys]
     if settings.webhooks is not None:
-        found.append(settings.webhooks.secret)
+        found += settings.webhooks.secrets
     if (s3 := settings.media.s3) is not None:
         found += [s3.access_key, s3.secret_key]
     if settings.sharing is not None:

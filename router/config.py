@@ -89,15 +89,15 @@ class SharingSettings:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """How clients are called back. The secret is a text, ``whsec_`` and base64, as receivers are given it."""
+    """How clients are called back. A secret is a text, ``whsec_`` and base64, as receivers are given it."""
 
-    secret: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)  # calls are signed with each of them
     private_receivers: bool = False  # also http, and addresses that are not on the public internet
     retry_s: tuple[float, ...] = (5.0, 15.0, 45.0, 300.0, 1800.0, 7200.0)  # pauses before repetitions
 
     @property
-    def key(self) -> bytes:
-        return webhook_key(self.secret)
+    def keys(self) -> tuple[bytes, ...]:
+        return tuple(map(webhook_key, self.secrets))
 
 
 def webhook_key(secret: str) -> bytes:
@@ -640,24 +640,33 @@ def _s3(section: Section, env: Mapping[str, str], keyless: bool) -> S3Settings |
 
 
 def _webhooks(section: Section, env: Mapping[str, str], keyless: bool) -> WebhookSettings | None:
-    section.text("secret_env", required=True)
-    secret = _secret(section, "secret_env", env, keyless)
-    private, plain = section.flag("private_receivers"), WebhookSettings("")
+    named = section.data.get("secret_env")  # a variable, or several while receivers change over
+    listed = isinstance(named, list)
+    if named == []:
+        section.problem("secret_env", "must name a variable")
+    secrets = []
+    for variable in section.texts("secret_env") if listed else (section.text("secret_env", required=True),):
+        secret = _variable(section, "secret_env", variable, env, keyless)
+        if secret is None:
+            continue
+        secrets.append(secret)
+        try:
+            if env.get(variable or ""):
+                webhook_key(secret)
+        except ValueError as error:
+            section.problem("secret_env", f"{variable}: {error}")
+    private, plain = section.flag("private_receivers"), WebhookSettings(())
     pauses = section.numbers("retry_s") if "retry_s" in section.data else plain.retry_s
     section.done()
-    if secret is None:
-        return None
-    try:
-        if env.get(str(section.data["secret_env"])):
-            webhook_key(secret)
-    except ValueError as error:
-        section.problem("secret_env", f"{section.data['secret_env']}: {error}")
-    return WebhookSettings(secret, private, pauses)
+    return WebhookSettings(tuple(secrets), private, pauses) if secrets else None
 
 
 def _secret(section: Section, key: str, env: Mapping[str, str], keyless: bool) -> str | None:
     """The secret in the environment variable that the file names under ``key``; a problem if it is not set."""
-    variable = section.text(key)
+    return _variable(section, key, section.text(key), env, keyless)
+
+
+def _variable(section: Section, key: str, variable: str | None, env: Mapping[str, str], keyless: bool) -> str | None:
     if variable is None:
         return None
     secret = env.get(variable) or ("unset" if keyless else None)

@@ -47,6 +47,7 @@ UNPRICED = ("no_price", "currency")
 AUTH_FAILURES = ("missing", "unknown", "disabled", "expired")
 CIRCUIT_STATES = ("closed", "open", "half_open")
 MESSAGE_RESULTS = ("ok", "known", "ignored", "error")
+WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up")
 SHARING_STATES = ("off", "up", "down")
 PRICE_STATUSES = ("active", "stale", "unverified")
 
@@ -367,6 +368,15 @@ class Metrics:
         self.pending = self.gauge("ledger_pending", "Ledger records that are not yet durable.")
         self.oldest = self.gauge("ledger_oldest_pending_age_seconds", "How long the oldest of them has waited.")
         self.reserved = self.gauge("ledger_open_reservations", "Attempts booked, neither settled nor released.")
+        self.webhooks = self.counter(
+            "webhook_calls_total",
+            "Calls to clients' receivers: failed ones are repeated, given_up is an event's last one that failed.",
+            outcome=WEBHOOK_OUTCOMES,
+        )
+        self.webhooks_pending = self.gauge("webhook_pending", "Events that have not reached their receivers yet.")
+        self.webhooks_oldest = self.gauge(
+            "webhook_oldest_pending_age_seconds", "How long the oldest of them has waited since its request ended."
+        )
         self.loop_lag = self.histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", OWN_TIME)
         self.errors = self.counter("telemetry_errors_total", "Metrics and log lines that failed (no request did).")
         info = self.gauge("build_info", "The running program.", **{name: (value,) for name, value in build.items()})
@@ -411,5 +421,7 @@ class Metrics:
             self.sharing(state).set(state == "off")
         for result in ("ok", "error"):
             self.writes(result)
+        for outcome in WEBHOOK_OUTCOMES:
+            self.webhooks(outcome)
         for label in ("model", "provider", "team"):
             self._overflow.admitted(label)

@@ -72,6 +72,7 @@ class Sources:
     ledger_open: Callable[[], int]  # attempts neither settled nor released
     spend: Callable[[], Iterable[tuple[str, str | None, int]]] | None = None  # (day or month, team, nano-dollars)
     sharing: Callable[[], tuple[bool, int]] | None = None  # whether it works, and other replicas heard of
+    webhooks: Callable[[], tuple[int, float]] | None = None  # events not yet delivered, and the age of the oldest
 
 
 class Telemetry:
@@ -245,6 +246,11 @@ class Telemetry:
         """One message to or from other replicas: for ``Sharing``."""
         self.metrics.messages(direction, result).inc()
 
+    @_harmless
+    def webhook(self, outcome: str) -> None:
+        """One call to a receiver: for ``Webhooks``."""
+        self.metrics.webhooks(outcome).inc()
+
     # --- ledger, prices, process ---------------------------------------------------------------------------------
 
     @_harmless
@@ -314,6 +320,10 @@ class Telemetry:
         metrics.pending().set(sources.ledger_pending())
         metrics.oldest().set(sources.ledger_oldest_s())
         metrics.reserved().set(sources.ledger_open())
+        if sources.webhooks is not None:
+            pending, oldest_s = sources.webhooks()
+            metrics.webhooks_pending().set(pending)
+            metrics.webhooks_oldest().set(oldest_s)
         if sources.sharing is not None:
             up, others = sources.sharing()
             metrics.replicas().set(others)

@@ -349,7 +349,8 @@ class Requests:
                 hook.update(tries=event.tries, due=event.due)
                 await self._kept.write(request_id, document)
 
-        self._webhooks.send(Event(hook["url"], _message(request_id), body, hook["tries"], hook["due"]), note)
+        event = Event(hook["url"], _message(request_id), body, hook["tries"], hook["due"], hook["at"])
+        self._webhooks.send(event, note)
 
     # --- from one process to the next -------------------------------------------------------------------------
 

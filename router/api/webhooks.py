@@ -1,8 +1,9 @@
 """Calling a client back when its request has ended, signed as Standard Webhooks describes.
 
-``webhook-signature`` is ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body`` with the installation's secret. A
-call that is not answered with 2xx is repeated; how often it has been tried is noted, so that a restart goes on there.
-A receiver may get an event twice, if the router dies between its answer and our note: ``webhook-id`` tells.
+``webhook-signature`` is ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body`` with the installation's secret; of
+several secrets, with which receivers change over in their own time, one signature after the other. A call that is not
+answered with 2xx is repeated; how often it has been tried is noted, so that a restart goes on there. A receiver may get
+an event twice, if the router dies between its answer and our note: ``webhook-id`` tells.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,13 +34,16 @@ DELAYS_S = (5.0, 15.0, 45.0, 300.0, 1800.0, 7200.0)
 
 @dataclass(slots=True)
 class Event:
-    """What somebody is to be told. ``tries``: how often that failed; ``due``: Unix seconds of the next try."""
+    """What somebody is to be told. ``tries``: how often that failed; ``due`` and ``since``, Unix seconds: when the next
+    try is, and when there was something to tell.
+    """
 
     url: str
     message_id: str
     body: bytes
     tries: int = 0
     due: float = 0.0
+    since: float = field(default_factory=time.time)
 
 
 Note = Callable[[Event | None], Coroutine[Any, Any, None]]
@@ -47,20 +51,26 @@ Note = Callable[[Event | None], Coroutine[Any, Any, None]]
 
 
 class Webhooks:
-    """Delivers events. ``key`` is the secret's bytes; ``accepts`` says which IP addresses may be called, None: any."""
+    """Delivers events. ``keys`` are the secrets' bytes; ``accepts`` says which IP addresses may be called, None: any.
+
+    ``on_outcome`` is told of each call: delivered, failed (it is repeated) or given_up.
+    """
 
     def __init__(
         self,
         post: Post,
-        key: bytes,
+        keys: Sequence[bytes],
         *,
         accepts: Callable[[str], bool] | None = None,
         delays_s: Sequence[float] = DELAYS_S,
+        on_outcome: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self._post = post
-        self._key = key
+        self._keys = keys
         self._accepts = accepts
         self._delays_s = delays_s
+        self._on_outcome = on_outcome
+        self._waiting: dict[str, Event] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._closing = asyncio.Event()
 
@@ -85,7 +95,21 @@ class Webhooks:
         """Deliver in the background, with repetitions."""
         task = asyncio.create_task(self._deliver(event, note))
         self._running[event.message_id] = task
-        task.add_done_callback(lambda _: self._running.pop(event.message_id, None))
+        self._waiting[event.message_id] = event
+        task.add_done_callback(lambda _: self._over(event.message_id))
+
+    def _over(self, message_id: str) -> None:
+        self._running.pop(message_id, None)
+        self._waiting.pop(message_id, None)
+
+    @property
+    def pending(self) -> int:
+        """Events that have not reached their receivers yet."""
+        return len(self._waiting)
+
+    def oldest_s(self, now: float) -> float:
+        """How long the oldest of them has waited at ``now`` (Unix seconds); 0.0 if there is none."""
+        return max(0.0, now - min((event.since for event in self._waiting.values()), default=now))
 
     async def cancel(self, message_id: str) -> None:
         """Tell nobody any more; nothing is noted of it after this."""
@@ -104,12 +128,12 @@ class Webhooks:
     def headers(self, message_id: str, body: bytes, timestamp: int) -> dict[str, str]:
         """The headers that let a receiver check who sent this and when."""
         content = f"{message_id}.{timestamp}.".encode() + body
-        signature = base64.b64encode(hmac.digest(self._key, content, hashlib.sha256)).decode()
+        digests = [hmac.digest(key, content, hashlib.sha256) for key in self._keys]
         return {
             "content-type": "application/json",
             "webhook-id": message_id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": f"v1,{signature}",
+            "webhook-signature": " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests),
         }
 
     async def _deliver(self, event: Event, note: Note) -> None:
@@ -117,10 +141,13 @@ class Webhooks:
             while await self._wait(event.due):
                 outcome = await self._try(event)
                 if outcome is None:
+                    self._on_outcome("delivered")
                     break
                 if event.tries >= len(self._delays_s) or outcome == "410":  # the receiver is gone for good
+                    self._on_outcome("given_up")
                     log.warning("webhook %s given up: %s", event.message_id, outcome)
                     break
+                self._on_outcome("failed")
                 event.due = time.time() + self._delays_s[event.tries]
                 event.tries += 1
                 log.info("webhook %s failed %d times: %s", event.message_id, event.tries, outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -258,8 +259,13 @@ def test_webhooks(tmp_path):
     text = SMALL + "webhooks: {secret_env: HOOK, retry_s: [1, 2.5], private_receivers: true}\n"
     webhooks = read(tmp_path, text, {"HOOK": WHSEC}).webhooks
     assert webhooks is not None
-    assert (webhooks.retry_s, webhooks.private_receivers, webhooks.key) == ((1.0, 2.5), True, b"secret" * 4)
+    assert (webhooks.retry_s, webhooks.private_receivers, webhooks.keys) == ((1.0, 2.5), True, (b"secret" * 4,))
     assert WHSEC not in repr(webhooks)
+    newer = "whsec_" + base64.b64encode(b"n" * 20).decode()
+    text = SMALL + "webhooks: {secret_env: [NEWER, HOOK]}\n"
+    rotating = read(tmp_path, text, {"HOOK": WHSEC, "NEWER": newer}).webhooks
+    assert rotating is not None
+    assert rotating.keys == (b"n" * 20, b"secret" * 4)
     plain = read(tmp_path, SMALL + "webhooks: {secret_env: HOOK}\n", {"HOOK": WHSEC}).webhooks
     assert plain is not None
     assert not plain.private_receivers
@@ -270,6 +276,8 @@ def test_webhooks(tmp_path):
     [
         ("{retry_s: [1]}", "webhooks.secret_env", "is missing"),
         ("{secret_env: UNSET}", "webhooks.secret_env", "UNSET is not set"),
+        ("{secret_env: []}", "webhooks.secret_env", "must name a variable"),
+        ("{secret_env: [HOOK, SHORT]}", "webhooks.secret_env", "SHORT: a webhook secret is whsec_"),
         ("{secret_env: SHORT}", "webhooks.secret_env", "SHORT: a webhook secret is whsec_"),
         ("{secret_env: HOOK, retry_s: [-1]}", "webhooks.retry_s", "at least 0"),
         ("{secret_env: HOOK, secret: x}", "webhooks.secret", "not a known key"),

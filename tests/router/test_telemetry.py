@@ -414,6 +414,20 @@ class TestScrape:
         assert scrape("ledger_oldest_pending_age_seconds") == 0.25
         assert scrape("ledger_open_reservations") == 5
 
+    def test_what_webhooks_have_come_to(self, telemetry: Telemetry) -> None:
+        telemetry.read_from(sources({}, webhooks=lambda: (3, 95.0)))
+        telemetry._read_gauges()
+        telemetry.webhook("failed")
+        telemetry.webhook("delivered")
+        scrape = Scrape(telemetry)
+        assert scrape("webhook_pending") == 3
+        assert scrape("webhook_oldest_pending_age_seconds") == 95.0
+        assert [scrape("webhook_calls_total", outcome=name) for name in ("delivered", "failed", "given_up")] == [
+            1,
+            1,
+            0,
+        ]
+
     def test_exact_spend_comes_from_the_ledger(self, telemetry: Telemetry) -> None:
         telemetry.read_from(sources({}, spend=lambda: [("day", "art", 16_000_000), ("month", None, 40_000_000)]))
         scrape = Scrape(telemetry)

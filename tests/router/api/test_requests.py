@@ -278,7 +278,8 @@ async def test_a_webhook_is_signed(
 
     gateway.behave = fail
     receiver = Receiver(200)
-    requests = Requests(gateway, store, Webhooks(receiver, webhook_key(SECRET)))
+    older = "whsec_" + base64.b64encode(b"o" * 24).decode()
+    requests = Requests(gateway, store, Webhooks(receiver, [webhook_key(SECRET), webhook_key(older)]))
     async with make_client(media=store, requests=requests) as client:
         request_id = await submit(client, webhook_url=URL)
         async with asyncio.timeout(5):
@@ -294,6 +295,7 @@ async def test_a_webhook_is_signed(
     exec(block.text, documented)
     verified = documented["verified"]
     assert verified(SECRET, headers, body)
+    assert verified(older, headers, body)  # a receiver that has not changed over yet
     assert not verified(SECRET, headers, body + b" ")
     assert not verified("whsec_" + base64.b64encode(b"o" * 32).decode(), headers, body)
     assert not verified(SECRET, {**headers, "webhook-timestamp": "1700000000"}, body)
@@ -302,7 +304,7 @@ async def test_a_webhook_is_signed(
 
 def test_the_signature_is_the_specifications() -> None:
     """The example of the Standard Webhooks reference implementations."""
-    webhooks = Webhooks(Receiver(), webhook_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"))
+    webhooks = Webhooks(Receiver(), [webhook_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")])
     headers = webhooks.headers("msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', 1614265330)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -313,7 +315,9 @@ def test_the_signature_is_the_specifications() -> None:
 )
 async def test_a_webhook_is_repeated(answers: list[int | Exception], calls: int) -> None:
     receiver = Receiver(*answers)
-    webhooks, ended, tries = Webhooks(receiver, b"k" * 32, delays_s=(0, 0, 0)), asyncio.Event(), []
+    outcomes: list[str] = []
+    webhooks = Webhooks(receiver, [b"k" * 32], delays_s=(0, 0, 0), on_outcome=outcomes.append)
+    ended, tries = asyncio.Event(), []
 
     async def note(event: Event | None) -> None:
         if event is None:
@@ -321,9 +325,15 @@ async def test_a_webhook_is_repeated(answers: list[int | Exception], calls: int)
         else:
             tries.append(event.tries)
 
-    webhooks.send(Event(URL, "msg_1", b"{}"), note)
+    webhooks.send(Event(URL, "msg_1", b"{}", since=1000.0), note)
+    assert (webhooks.pending, webhooks.oldest_s(1030.0)) == (1, 30.0)
     async with asyncio.timeout(5):
         await ended.wait()
+        while webhooks.pending:  # noqa: ASYNC110 - the task's end is all that is left
+            await asyncio.sleep(0)
+    assert webhooks.oldest_s(1030.0) == 0.0
+    last = "given_up" if len(answers) > 4 or answers[0] == 410 else "delivered"
+    assert outcomes == ["failed"] * (calls - 1) + [last]
     assert len(receiver.calls) == calls
     assert tries == list(range(1, calls))
     assert len({headers["webhook-id"] for _, _, headers in receiver.calls}) == 1
@@ -345,7 +355,7 @@ async def test_a_webhook_is_repeated(answers: list[int | Exception], calls: int)
     ],
 )
 async def test_bad_webhook_urls(make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway, url: str) -> None:
-    webhooks = Webhooks(Receiver(), b"k" * 32, accepts=is_public)
+    webhooks = Webhooks(Receiver(), [b"k" * 32], accepts=is_public)
     async with make_client(requests=Requests(gateway, webhooks=webhooks)) as client:
         response = await client.post(GENERATE, json=OK | {"webhook_url": url})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "webhook_url")
@@ -356,7 +366,7 @@ async def test_receivers_of_ones_own_may_be_allowed(
     make_client: Callable[..., httpx.AsyncClient], gateway: FakeGateway
 ) -> None:
     receiver = Receiver(200)
-    async with make_client(requests=Requests(gateway, webhooks=Webhooks(receiver, b"k" * 32))) as client:
+    async with make_client(requests=Requests(gateway, webhooks=Webhooks(receiver, [b"k" * 32]))) as client:
         response = await client.post(GENERATE, json=OK | {"webhook_url": "http://127.0.0.1:9/hook"})
         assert response.status_code == 200
         async with asyncio.timeout(5):
@@ -376,7 +386,7 @@ async def router(
     cut_off: Iterable[CutOff] = (),
 ) -> tuple[httpx.AsyncClient, Requests]:
     """What a process builds when it starts."""
-    webhooks = Webhooks(receiver, b"k" * 32, delays_s=(60,)) if receiver is not None else None
+    webhooks = Webhooks(receiver, [b"k" * 32], delays_s=(60,)) if receiver is not None else None
     requests = Requests(gateway, store, webhooks)
     await requests.resume(owner, cut_off)
     return make_client(media=store, requests=requests), requests
