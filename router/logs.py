@@ -141,15 +141,23 @@ class _ConsoleLine:
         return self._redact(line).encode("utf-8", "replace")
 
 
+_OF_EVERY_RECORD = {*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName"}
+_OF_OUR_LINES = {"ts", "timestamp", "level", "event", "logger", "message", "exc_info", "exception"}
+
+
 class _Bridge(logging.Handler):
-    """Lets what libraries say through the standard logging come out the same way."""
+    """Lets what libraries say through the standard logging come out the same way, ``extra`` fields included."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = max(10, min(50, record.levelno // 10 * 10))
         try:
-            structlog.get_logger().log(
-                level, "log", logger=record.name, message=record.getMessage(), exc_info=record.exc_info or None
-            )
+            fields = {
+                f"{name}_" if name in _OF_OUR_LINES else name: value
+                for name, value in vars(record).items()
+                if name not in _OF_EVERY_RECORD
+            }
+            fields |= {"logger": record.name, "message": record.getMessage(), "exc_info": record.exc_info or None}
+            structlog.get_logger().log(level, "log", **fields)
         except Exception:
             self.handleError(record)
 

@@ -129,6 +129,20 @@ def test_what_libraries_log_comes_out_the_same_way(out: Out) -> None:
     assert line["message"] == f"cannot use {REDACTED}"
 
 
+def test_fields_that_libraries_add_are_kept_without_what_must_not_be_written(out: Out) -> None:
+    configure_logs("json", secrets=[SECRET], stream=out)
+    extra = {"request_id": "req_1", "sent": {"prompt": "a cat", "n": 2}, "api_key": "x", "url": f"http://x/{SECRET}"}
+    logging.getLogger("router.gateway").error("failed", extra=extra | {"event": "mine", "level": 7, "ts": 0})
+    (line,) = out.lines
+    assert (line["event"], line["level"], line["message"]) == ("log", "error", "failed")
+    assert (line["event_"], line["level_"], line["ts_"]) == ("mine", 7, 0)
+    assert line["request_id"] == "req_1"
+    assert line["sent"] == {"prompt": REDACTED, "n": 2}
+    assert line["api_key"] == REDACTED
+    assert line["url"] == f"http://x/{REDACTED}"
+    assert {"lineno", "args", "msg", "thread", "taskName"}.isdisjoint(line)
+
+
 def test_nothing_that_can_be_logged_breaks_the_line(out: Out) -> None:
     configure_logs("json", stream=out)
     log = structlog.get_logger()
