@@ -9,6 +9,7 @@ import importlib.util
 import ipaddress
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -604,9 +605,9 @@ async def _serve(
         )
         server = _Server(config)
         server.on_stop = runtime.drain
-        log.info(
+        server.on_start = lambda bound: log.info(
             "serving",
-            url=f"http://{host}:{port}/v1",
+            url=f"http://{f'[{host}]' if ':' in host else host}:{bound}/v1",
             providers=sorted(settings.providers),
             models=len(settings.models),
             ledger=settings.ledger_url,
@@ -622,9 +623,15 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """Stops on SIGINT and SIGTERM by draining, and then ends like any program that did its work."""
+    """Says where it listens; stops on SIGINT and SIGTERM by draining, then ends like a program that did its work."""
 
+    on_start: Callable[[int], None]
     on_stop: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_start(self.servers[0].sockets[0].getsockname()[1])  # the port that was picked, where it is 0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

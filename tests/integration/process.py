@@ -50,8 +50,6 @@ class RouterProcess:
         self.start()
 
     def start(self) -> None:
-        self.port = free_port()
-        self.base = f"http://127.0.0.1:{self.port}"
         env = {
             **os.environ,
             "PIXELROUTE_LEDGER": self.ledger_url,
@@ -60,24 +58,26 @@ class RouterProcess:
             **self._env,
         }
         command = [sys.executable, "-m", "router", "serve", *self._config]
-        command += ["--port", str(self.port), "--log-format", "json"]
+        command += ["--port", "0", "--log-format", "json"]
+        earlier = len(self.events("serving")) if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
-        self._wait_ready()
+        self._wait_ready(earlier)
 
-    def _wait_ready(self) -> None:
-        with httpx.Client(transport=httpx.HTTPTransport(retries=0)) as client:
-            for _ in range(2000):
-                assert self.process.poll() is None, self.log_path.read_text()
-                try:
-                    if client.get(f"{self.base}/readyz", timeout=2.0).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass
-                try:  # not a sleep for luck: wait for the process's end for a moment, and look again
-                    self.process.wait(0.01)
-                except subprocess.TimeoutExpired:
-                    continue
+    def _wait_ready(self, earlier: int) -> None:
+        """Until it says where it listens; ``earlier``: how often its predecessors have said so in the same log."""
+        for _ in range(2000):
+            said = self.events("serving")[earlier:]
+            if said:
+                self.port = int(httpx.URL(said[0]["url"]).port or 0)
+                self.base = f"http://127.0.0.1:{self.port}"
+                assert httpx.get(f"{self.base}/readyz", timeout=10.0).status_code == 200
+                return
+            try:  # not a sleep for luck: wait for the process's end for a moment, and look again
+                self.process.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
+            break
         raise AssertionError("the router did not become ready:\n" + self.log_path.read_text())
 
     def kill(self) -> None:
@@ -90,7 +90,8 @@ class RouterProcess:
         return self.process.wait(30)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        whole = self.log_path.read_text().rpartition("\n")[0]  # of the last line the end may not be written yet
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     @property
