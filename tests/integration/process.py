@@ -91,7 +91,7 @@ class RouterProcess:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         whole = self.log_path.read_text().rpartition("\n")[0]  # of the last line the end may not be written yet
-        lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in whole.split("\n") if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     @property
