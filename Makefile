@@ -27,7 +27,7 @@ check: .venv/.tests ## format, lint, types and import rules
 bench: .venv/.tests ## CPU per request and added latency, beside a bare pass-through
 	@$(BIN)/python -m tests.benchmarks
 
-fuzz: .venv/.tests ## 2,000 requests made up per operation of our OpenAPI document, against a running router
+fuzz: .venv/.tests ## 2,000 requests made up per operation of our OpenAPI document, against a running router; 15 minutes
 	@SCHEMATHESIS_CASES=2000 $(BIN)/pytest -s tests/integration/test_openapi.py
 
 lock: .venv/.tests ## pin the newest versions that pyproject.toml allows

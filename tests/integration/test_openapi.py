@@ -27,6 +27,6 @@ def test_schemathesis_finds_no_violation_and_no_5xx(tmp_path: Path) -> None:
         )
     finally:
         stopped = router.stop()
-    assert done.returncode == 0, done.stdout[-8000:]
+    assert done.returncode == 0, done.stdout[:20_000]  # which begins with what has failed; the summary comes last
     assert stopped == 0
     assert not router.events("unhandled error")
