@@ -201,6 +201,14 @@ def test_a_killed_router_hands_out_the_pictures_of_its_job(house):
     assert events[0]["type"] == "image.completed"
     assert events[0]["data"] == {key: value for key, value in answer.items() if key != "http"}
 
+    # which the metrics show, and that nobody is left to be told
+    def metrics() -> str:
+        return httpx.get(f"{house.router.base}/metrics").text
+
+    until(lambda: "pixelroute_webhook_pending 0.0" in metrics())
+    assert 'pixelroute_webhook_calls_total{outcome="delivered"} 1.0' in metrics()
+    assert "pixelroute_webhook_oldest_pending_age_seconds 0.0" in metrics()
+
     # once it has been taken, it is not sent again
     until(lambda: not list((house.router.directory / "media" / "documents").glob("job_*")))
     told = len(house.receiver.calls)
