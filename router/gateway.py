@@ -835,8 +835,8 @@ class Gateway:
         """
         found = await self._ledger.request(request_id)
         answered = found.delivered if found is not None else None
-        if found is None or answered is None or answered.opening.key != key or not images:
-            return None
+        if found is None or answered is None or answered.opening.key != key or len(images) < answered.opening.images:
+            return None  # no such answer, or not all of it is left
         request, told = self._as_ordered(booking.requested(answered.opening), answered.opening)
         kept = Delivered(tuple(images), (), images[0].format or "png", told)
         return self._from_rows(request, answered.opening, found.attempts, kept, "url", ImageResult(()), 0.0)

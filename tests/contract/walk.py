@@ -180,6 +180,11 @@ class Walk:
         """What a provider that never answers comes to: made once, for it takes the whole budget."""
         return self.generate(model="sandbox-hang")
 
+    @cached_property
+    def limited(self) -> httpx.Response:
+        """The last word where every provider limits requests: made once, for the router waits before it says so."""
+        return self.generate(model="sandbox-rate-limited")
+
     @contextmanager
     def connection(self) -> Iterator[socket.socket]:
         with socket.create_connection(("127.0.0.1", self.router.port), timeout=20) as connection:

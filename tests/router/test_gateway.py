@@ -863,6 +863,7 @@ async def test_an_answer_can_be_told_again_from_its_rows(house):
     assert (told.images, told.response_format) == (kept, "url")
     assert await house.gateway.recorded("req_1", "another key", kept) is None
     assert await house.gateway.recorded("req_9", "k", kept) is None
+    assert await house.gateway.recorded("req_1", "k", kept[:1]) is None
     house.wire.answers["fal"] = [ProviderError(ErrorKind.REFUSED, "no", billed=Billed.NO)]
     with pytest.raises(RequestError):
         await house.gateway.run(ask("fal/flux"), Caller("k"), request_id="req_3")
