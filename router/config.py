@@ -19,6 +19,7 @@ from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.routing import PRESETS, Prior, RoutingSettings
 from router.types import (
+    MAX_PROMPT,
     NO_PREFERENCES,
     SIZE_POLICIES,
     Model,
@@ -189,6 +190,7 @@ def _provider(
         result_hosts=section.texts("result_hosts"),
         concurrency=section.integer("concurrency", 0) or None,
         timeout_s=section.number_or("timeout_s", 120.0, least=1.0),
+        max_prompt=section.integer("max_prompt", MAX_PROMPT, least=1),
         billing=billing,
         tags=_tags(section),
         auth=(header, section.text_or("auth_prefix", "")) if (header := section.text("auth_header")) else None,
@@ -265,7 +267,9 @@ def _preferences(section: Section) -> Preferences:
     return built if built != NO_PREFERENCES else NO_PREFERENCES
 
 
-def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior | None, tuple[float, int]]:
+def _target(
+    model: str, provider: str, section: Section, max_prompt: int
+) -> tuple[Target, Prior | None, tuple[float, int]]:
     endpoints = {operation: id for operation in Operation if (id := section.text(operation.value)) is not None}
     if not endpoints:
         section.problem("", "names no operation: give the provider's model id under generate, edit or variation")
@@ -276,6 +280,7 @@ def _target(model: str, provider: str, section: Section) -> tuple[Target, Prior 
         endpoints=endpoints,
         max_images=section.integer("max_images", 1, least=1),
         max_inputs=section.integer("max_inputs", 16 if Operation.EDIT in endpoints else 0),
+        max_prompt=section.integer("max_prompt", max_prompt, least=1),
         sizes=_size_rule(section.section("sizes")),
         default_size=section.size("default_size"),
         formats=section.texts("formats") or ("png",),
@@ -333,7 +338,9 @@ class _TargetBuilder:
     weights: dict[str, tuple[float, int]]
 
     def __call__(self, model: str, provider: str, section: Section) -> Target | None:
-        target, prior, weight = _target(model, provider, section)
+        known = self.providers.get(provider)
+        longest = known.max_prompt if known is not None else MAX_PROMPT
+        target, prior, weight = _target(model, provider, section, longest)
         if provider not in self.providers:
             if provider not in self.disabled:
                 section.problem("", "this provider is not described under providers")

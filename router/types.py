@@ -137,6 +137,10 @@ class Caller:
     retry_count: int = 0  # x-stainless-retry-count: how often the client's SDK has re-sent this
 
 
+MAX_PROMPT = 32_000
+"""Characters of the longest prompt that any request may have."""
+
+
 def distance(size: ImageSize, other: ImageSize) -> tuple[float, float]:
     """How far another size is from this one: by shape, then by pixels. Both are symmetric factors, as logarithms."""
     shape = abs(log(size.width * other.height / (size.height * other.width)))
@@ -229,6 +233,7 @@ class Target:
     endpoints: Mapping[Operation, str]  # the provider's own model id, per operation
     max_images: int = 1  # pictures one call can make; more are made by several calls
     max_inputs: int = 0
+    max_prompt: int = MAX_PROMPT  # characters
     sizes: SizeRule = SizeRule()
     default_size: ImageSize | None = None  # what the provider makes when no size is sent
     formats: tuple[str, ...] = ("png",)  # output formats the provider can make
@@ -263,6 +268,7 @@ class Provider:
     result_hosts: tuple[str, ...] = ()  # hosts its pictures may come from, beside its own; "*.fal.media" allowed
     concurrency: int | None = None  # calls it takes at once, when known
     timeout_s: float = 120.0  # for one attempt
+    max_prompt: int = MAX_PROMPT  # characters that its models take, unless a target says otherwise
     billing: Mapping[str, str] = field(default_factory=dict)  # ErrorKind -> Billed: what failures cost here
     tags: tuple[str, ...] = ()  # of all its targets: where data is processed, on which terms
     auth: tuple[str, str] | None = None  # header and prefix of the key, where not the adapter's (Azure: api-key, "")

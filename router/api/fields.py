@@ -10,9 +10,8 @@ from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import NO_PREFERENCES, SIZE_POLICIES, Preferences, Warn
+from router.types import MAX_PROMPT, NO_PREFERENCES, SIZE_POLICIES, Preferences, Warn
 
-MAX_PROMPT = 32_000
 _MAX_NAME = 256
 _MAX_USER = 512
 _MAX_DEPTH = 64

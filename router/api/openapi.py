@@ -11,6 +11,7 @@ from router import __version__
 from router.api import fields
 from router.api.http import Exchange, Guarded, send_json
 from router.api.wire import MAX_IMAGES
+from router.types import MAX_PROMPT
 
 Json = dict[str, Any]
 
@@ -45,7 +46,7 @@ _NOTES = {
 
 _SIZE = "^(auto|[1-9][0-9]{0,5}x[1-9][0-9]{0,5})$"
 _PATTERNS = {"size": _SIZE, "webhook_url": "^https://"}
-_LENGTHS = {"prompt": (1, fields.MAX_PROMPT), "model": (1, 256), "user": (0, 512), "safety_identifier": (0, 512)}
+_LENGTHS = {"prompt": (1, MAX_PROMPT), "model": (1, 256), "user": (0, 512), "safety_identifier": (0, 512)}
 
 
 def document() -> Json:

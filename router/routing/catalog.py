@@ -121,6 +121,8 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
         return "operation"
     if len(request.images) > target.max_inputs and request.operation is not Operation.GENERATE:
         return "inputs"
+    if len(request.prompt) > target.max_prompt:
+        return "prompt"
     if request.mask is not None and not target.mask:
         return "mask"
     if request.markup is not None and not target.markup:
@@ -131,7 +133,7 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
 
 
 # The narrowest reason comes last: a request that fails only for its size is told about its size.
-_ORDER = ("operation", "inputs", "mask", "markup", "background", "size")
+_ORDER = ("operation", "inputs", "prompt", "mask", "markup", "background", "size")
 
 
 def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
@@ -154,6 +156,14 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
             f"{model.slug} takes at most {most} input image{'s' if most != 1 else ''}, got {len(request.images)}.",
             code="array_above_max_length",
             param="image",
+        )
+    if lacks == "prompt":
+        most = max(target.max_prompt for target in targets)
+        return RequestError(
+            400,
+            f"{model.slug} takes prompts of at most {most} characters, got {len(request.prompt)}.",
+            code="string_above_max_length",
+            param="prompt",
         )
     if lacks in ("mask", "markup"):
         return RequestError(400, f"{model.slug} takes no {lacks}.", code="unsupported_parameter", param=lacks)

@@ -56,6 +56,10 @@ def _(walk: Walk) -> None:
     refused(walk.generate(prompt=""), 400, (), "prompt")
     refused(walk.generate(prompt="é" * 32_001), 400, "string_above_max_length", "prompt")
     made(walk.generate(prompt="é" * 32_000))
+    shorter = walk.generate(model="runware/flux.1-schnell", size="1024x1024", prompt="é" * 3001)
+    refused(shorter, 400, "string_above_max_length", "prompt")
+    elsewhere = made(walk.generate(model="flux.1-schnell", size="1024x1024", prompt="é" * 3001))
+    assert elsewhere["metadata"]["provider"] != "runware"
     made(walk.generate(prompt="a\x00b \U0001f30a ‮ \ufeff"))
     lone = b'{"model": "%s", "prompt": "\\ud83e", "size": "256x256"}' % MODEL.encode()
     assert walk.http.post(GENERATE, content=lone, headers=JSON).status_code < 500

@@ -80,6 +80,7 @@ models:
   gpt:
     targets:
       openai: {generate: gpt-image-2, edit: gpt-image-2, max_images: 10, max_inputs: 16, mask: true, streams: true}
+  terse: {targets: {openai: {generate: gpt-image-2, max_prompt: 100}}}
   inpaint:
     default_size: 1024x1024
     targets:
@@ -690,6 +691,7 @@ async def test_a_stream_whose_client_is_gone_goes_on(house):
         (ask("nothing"), 404, "model_not_found", "model"),
         (ask("flux", size=ImageSize(4096, 4096)), 400, "invalid_value", "size"),
         (ask("flux", background="transparent"), 400, "unsupported_parameter", "background"),
+        (replace(ask("terse"), prompt="x" * 101), 400, "string_above_max_length", "prompt"),
         (ImageRequest(Operation.VARIATION, "flux", ""), 400, "unsupported_model", "model"),
         (
             ImageRequest(Operation.EDIT, "flux", "x", images=(InputImage(Blob(), "png", None),) * 5),
