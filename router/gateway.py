@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pricing import Basis, Charge, Cost, ImageSize, Price, Terms, Usage, settle
 from pricing import Settlement as Priced
 from router import booking, unserved
+from router.blob import Blob
 from router.delivery import Delivered, Delivery, merged
 from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
@@ -364,8 +365,9 @@ class Gateway:
         if offer.size != request.size:
             request = replace(request, size=offer.size)  # by the size policy
         if request.mask is not None and offer.target.mask_rule != "alpha" and request.mask.format is not None:
-            drawn = await asyncio.to_thread(painted, request.mask.data, edit_white=offer.target.mask_rule == "white")
-            request = replace(request, mask=replace(request.mask, data=drawn))
+            white = offer.target.mask_rule == "white"
+            drawn = await asyncio.to_thread(painted, bytes(request.mask.data), edit_white=white)
+            request = replace(request, mask=replace(request.mask, data=Blob(drawn)))
         timeout_s = min(offer.provider.timeout_s * work.stretch, work.deadline - self._clock.monotonic())
         if request.later:
             request = replace(request, deadline_s=timeout_s)  # for providers that are told when to give a job up

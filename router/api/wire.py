@@ -219,14 +219,15 @@ def _collect(texts: dict[str, Any], part: Part) -> None:
     """
     match = _BRACKETS.fullmatch(part.name)
     keys = [match[1], *match[2][1:-1].split("][")] if match else [part.name]
+    data = bytes(part.data)
     try:
-        text = bytes(part.data).decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         if keys[0] in fields.KINDS:
             raise RequestError(400, f"The form field '{keys[0]}' is not UTF-8 text.", param=keys[0]) from None
-        found = media.probe(part.data)
+        found = media.probe(data)
         kind = f"image/{found.format}" if found is not None else "application/octet-stream"
-        text = f"data:{kind};base64,{pybase64.b64encode(part.data).decode()}"
+        text = f"data:{kind};base64,{pybase64.b64encode(data).decode()}"
     listed = len(keys) > 1 and (keys[-1] == "" or keys[-1].isdecimal())
     if listed:
         keys.pop()

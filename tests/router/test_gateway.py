@@ -836,7 +836,7 @@ async def test_a_resumed_request_is_told_what_it_would_have_been_told(tmp_path):
     )
     async with House(tmp_path, text) as house:
         house.at = datetime(2026, 11, 22, tzinfo=UTC)
-        source = InputImage(png(8, 8), "png", ImageSize(8, 8))
+        source = InputImage(Blob(png(8, 8)), "png", ImageSize(8, 8))
         wanted = ImageRequest(Operation.VARIATION, "old", "", n=5, images=(source,), size=ImageSize(512, 512))
         live = ["model_redirected", "variation_emulated", "n_emulated"]
         house.wire.answers["fal"] = [made(*[(512, 512)] * 4), made((512, 512))]
@@ -946,14 +946,14 @@ async def test_a_mask_is_painted_as_its_provider_reads_it(tmp_path, provider, ed
     mask.paste((0, 0, 0, 0), (0, 0, 4, 4))
     out = io.BytesIO()
     mask.save(out, "PNG")
-    source = InputImage(png(8, 4), "png", ImageSize(8, 4))
-    over = InputImage(out.getvalue(), "png", ImageSize(8, 4))
+    source = InputImage(Blob(png(8, 4)), "png", ImageSize(8, 4))
+    over = InputImage(Blob(out.getvalue()), "png", ImageSize(8, 4))
     async with House(tmp_path) as house:
         request = ImageRequest(Operation.EDIT, f"{provider}/inpaint", "a boat", images=(source,), mask=over)
         await house.run(request)
         sent = house.wire.requests[0].mask
     assert (sent.format, sent.size) == ("png", ImageSize(8, 4))
-    pixels = Image.open(io.BytesIO(sent.data)).load()
+    pixels = Image.open(io.BytesIO(bytes(sent.data))).load()
     assert (pixels[0, 0], pixels[7, 3]) == (edited, kept)
 
 
