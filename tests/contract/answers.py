@@ -14,7 +14,7 @@ from router.ledger import State
 from tests.contract.walk import MODEL, SMALL, Walk, events, made, opened, picture, refused, row
 from tests.integration.process import KEY
 
-OPENAI: dict[str, Any] = {"model": "gpt-image-2", "size": "1024x1024"}
+OPENAI: dict[str, Any] = {"model": "gpt-image-2", "size": "1024x1024", "provider": {"only": ["openai"]}}
 
 # --- whole ------------------------------------------------------------------------------------------------------
 
