@@ -62,9 +62,22 @@ models:
   walk-takes-a-mask:
     default_size: 256x256
     targets: {{gpu-fast: {{generate: accepts-anything, edit: accepts-anything, sku: flux.2-dev-turbo, mask: true}}}}
-  walk-breaks-the-key:
-    targets: {{stability: {{generate: generate/core, sku: generate/core, sizes: {{fixed: [1024x1024]}}}}}}
+  walk-refuses-our-key:
+    targets: {{gpu-fast: {{generate: flux.2-dev-turbo--unauthenticated, sku: flux.2-dev-turbo}}}}
+  walk-wants-our-money:
+    targets: {{gpu-fast: {{generate: flux.2-dev-turbo--no_credit, sku: flux.2-dev-turbo}}}}
 """
+
+
+FAULTS_OF_OURS = {"unauthenticated": "auth_error", "no_credit": "auth_error", "rate_limited": "rate_limited",
+                  "down": "server_error"}  # fmt: skip
+"""What is wrong at a provider and not with the request, and what the router calls it."""
+
+CONFIG += "".join(
+    f"  walk-{fault}: {{targets: {{gpu-spot: {{generate: flux.2-dev-turbo--{fault}, sku: flux.2-dev-turbo}}, "
+    "gpu-fast: {generate: flux.2-dev-turbo}}}\n"
+    for fault in FAULTS_OF_OURS
+)
 
 
 @dataclass(frozen=True)
