@@ -66,7 +66,7 @@ class RouterProcess:
 
     def _wait_ready(self, earlier: int) -> None:
         """Until it says where it listens; ``earlier``: how often its predecessors have said so in the same log."""
-        for _ in range(2000):
+        for _ in range(6000):
             said = self.events("serving")[earlier:]
             if said:
                 self.port = int(httpx.URL(said[0]["url"]).port or 0)
