@@ -224,7 +224,7 @@ class Runtime:
             observer=self.telemetry,
             clock=Clock(lambda: datetime.now(UTC), time.monotonic, lambda: new_id("att")),
             timeout_s=settings.limits.request_timeout_s,
-            job_timeout_s=settings.limits.job_timeout_s,
+            job_timeout_s=settings.job_timeout_s,
             terms=settings.terms,
             refused_elsewhere=settings.refused == "failover",
             weights=settings.weights,

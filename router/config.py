@@ -52,7 +52,7 @@ class Limits:
     body_bytes: int = 64 * MIB
     in_flight_bytes: int = 1024 * MIB
     request_timeout_s: float = 280.0  # below the 300 s at which Node's fetch gives up
-    job_timeout_s: float = 1800.0  # the same for a job, which no client waits for
+    job_timeout_s: float | None = None  # the same for a job, which no client waits for; None: Settings.job_timeout_s
     max_attempts: int = 3
     drain_s: float = 120.0  # how long a stopping router lets running generations finish
 
@@ -150,6 +150,11 @@ class Settings:
     admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
     refused: str = "stop"  # stop, failover: what a content refusal does
     sharing: SharingSettings | None = None  # None: this router learns alone
+
+    @property
+    def job_timeout_s(self) -> float:
+        """Seconds for a job: as configured, else half an hour, or half of what results are kept if that is less."""
+        return self.limits.job_timeout_s or min(1800.0, self.media.lifetime_s / 2)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -500,7 +505,7 @@ def load(
 
     if secret := env.get("PIXELROUTE_API_KEY"):
         keys.setdefault("default", ClientKey("default", secret))
-    times = [("configuration", "limits.job_timeout_s", limits.job_timeout_s)]
+    times = [("configuration", "limits.job_timeout_s", limits.job_timeout_s or 0.0)]
     times += [(origin[slug].file, f"models.{slug}.job_timeout_s", m.job_timeout_s or 0.0) for slug, m in models.items()]
     for file, where, seconds in times:  # else what is known of a job could be swept away before it has ended
         if seconds >= media.lifetime_s:
@@ -614,7 +619,7 @@ def _limits(section: Section, before: Limits) -> Limits:
         body_bytes=section.integer("body_bytes", before.body_bytes, least=1024),
         in_flight_bytes=section.integer("in_flight_bytes", before.in_flight_bytes, least=MIB),
         request_timeout_s=section.number_or("request_timeout_s", before.request_timeout_s, least=0.1),
-        job_timeout_s=section.number_or("job_timeout_s", before.job_timeout_s, least=0.1),
+        job_timeout_s=section.number("job_timeout_s", least=0.1) or before.job_timeout_s,
         max_attempts=section.integer("max_attempts", before.max_attempts, least=1),
         drain_s=section.number_or("drain_s", before.drain_s),
     )

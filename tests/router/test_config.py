@@ -84,6 +84,14 @@ def test_client_keys_come_from_the_environment_and_never_show(tmp_path):
     assert "other" not in repr(settings.keys)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("", 1800), ("media: {lifetime_s: 600}", 300), ("limits: {job_timeout_s: 500}\nmedia: {lifetime_s: 600}", 500)],
+)
+def test_a_job_ends_before_it_is_forgotten(tmp_path, text, seconds):
+    assert read(tmp_path, SMALL + text + "\n").job_timeout_s == seconds
+
+
 def test_keys_may_stand_in_several_files(tmp_path):
     """Also beside the one of the environment, which is no reason to leave a later file's out."""
     (tmp_path / "more.yaml").write_text("keys: {shop: {secret_env: NEW}, blog: {secret_env: BLOG}}\n")
