@@ -369,8 +369,6 @@ class Gateway:
             drawn = await asyncio.to_thread(painted, bytes(request.mask.data), edit_white=white)
             request = replace(request, mask=replace(request.mask, data=Blob(drawn)))
         timeout_s = min(offer.provider.timeout_s * work.stretch, work.deadline - self._clock.monotonic())
-        if request.later:
-            request = replace(request, deadline_s=timeout_s)  # for providers that are told when to give a job up
         counts = [most] * (request.n // most) + ([request.n % most] if request.n % most else [])
 
         async def on_job(job: Job) -> None:
