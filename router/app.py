@@ -33,20 +33,21 @@ from router.api.http import Exchange
 from router.api.requests import CutOff, Requests
 from router.api.routing import routing_routes
 from router.api.webhooks import Webhooks
+from router.clock import Clock
 from router.config import ConfigError, MediaSettings, Settings, WebhookSettings, load
 from router.console import Recent, console_routes
 from router.delivery import Delivery
 from router.drains import Drains
 from router.errors import RequestError
 from router.events import RequestFinished
-from router.gateway import Clock, Gateway
+from router.gateway import Gateway
 from router.heap import keep_freed
 from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
 from router.ledger.reports import CostRow
 from router.logs import configure_logs
 from router.mediastore import Blobs, Directory, MediaStore
-from router.offers import Offers
+from router.offers import Agreements, Offers
 from router.pool import PoolTransport, is_public
 from router.providers import load_adapter
 from router.providers.base import Adapter
@@ -215,6 +216,7 @@ class Runtime:
             lifetime_s=settings.media.lifetime_s,
             max_bytes=settings.media.max_bytes,
         )
+        self._agreements = Agreements(settings.terms)
         self.gateway = Gateway(
             offers=offers,
             selector=self.selector,
@@ -225,7 +227,7 @@ class Runtime:
             clock=Clock(lambda: datetime.now(UTC), time.monotonic, lambda: new_id("att")),
             timeout_s=settings.limits.request_timeout_s,
             job_timeout_s=settings.job_timeout_s,
-            terms=settings.terms,
+            agreements=self._agreements,
             refused_elsewhere=settings.refused == "failover",
             weights=settings.weights,
         )
@@ -249,7 +251,7 @@ class Runtime:
         await self.store.start()
         left = await self.ledger.start()
         self._warm()
-        self.gateway.draw(drawn(self.settings))
+        self._agreements.draw(drawn(self.settings))
         await self.requests.resume(self.ledger.identity, _cut_off(left, self.settings.public_url or ""))
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))

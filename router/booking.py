@@ -245,6 +245,11 @@ def recorded(attempt: AttemptRecord) -> AttemptSummary:
 _BILLED = {State.SETTLED: Billed.YES, State.VOID: Billed.NO}
 
 
+def proves(result: ImageResult) -> bool:
+    """Whether an answer says anything that money can be computed from."""
+    return bool(result.reported or result.tokens or result.seconds or any(image.size for image in result.images))
+
+
 # --- failures ---------------------------------------------------------------------------------------------------
 
 

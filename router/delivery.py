@@ -20,7 +20,7 @@ from router import media
 from router.blob import Blob
 from router.errors import SERVER, ErrorKind, ProviderError, RequestError
 from router.records import changed, record
-from router.types import GeneratedImage, ImageRequest, ImageResult, Provider, Warn
+from router.types import GeneratedImage, ImageRequest, ImageResult, Operation, Provider, Warn
 
 log = logging.getLogger(__name__)
 
@@ -216,3 +216,14 @@ def _merged_usage(usages: list[Mapping[str, Any] | None]) -> Mapping[str, Any] |
         return total
 
     return add([usage for usage in usages if usage is not None])
+
+
+def response_format(request: ImageRequest) -> str:
+    """Which of url and b64_json each picture carries when the client did not say (contract R5)."""
+    if request.stream:
+        return "b64_json"  # events carry base64, whatever was asked (contract S5)
+    if request.response_format is not None:
+        return request.response_format
+    if request.model.startswith(("gpt-image", "chatgpt-image")):
+        return "b64_json"
+    return "both" if request.operation is Operation.EDIT else "url"

@@ -1,8 +1,8 @@
 """The whole use case, top to bottom: candidates, quotes, choice, attempt, meter, book, deliver.
 
-This is the only module that sees routing, providers, pricing and ledger, and ``Gateway.run`` reads like the data flow
-in CONTRIBUTING.md. Once an attempt is open the work no longer depends on the client staying: the provider may bill,
-so its row will be written.
+With ``recovery``, which goes on after a crash, this is the only module that sees routing, providers, pricing and
+ledger. ``Gateway.run`` reads like the data flow in CONTRIBUTING.md. Once an attempt is open the work no longer depends
+on the client staying: the provider may bill, so its row will be written.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, TypeVar
 
-from pricing import Basis, Charge, Cost, ImageSize, Price, Terms, Usage, settle
+from pricing import Cost, Usage
 from pricing import Settlement as Priced
 from router import booking, unserved
 from router.blob import Blob
-from router.delivery import Delivered, Delivery, merged
+from router.clock import Clock
+from router.delivery import Delivered, Delivery, merged, response_format
 from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.events import Observer
-from router.ledger import AttemptRecord, Ledger, LedgerError, Opening, Role, Settlement, State
+from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State
 from router.media import painted
-from router.offers import Offer, Offers, Order, auth_of, route, used
+from router.offers import Agreements, Offer, Offers, Order, emulated, route, stood_in, used
 from router.providers.base import Job, Partial
 from router.records import record
-from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector, unpack
+from router.recovery import Recovery
+from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
 from router.transport import Ran, Transport
 from router.types import (
     Accepted,
@@ -40,7 +41,6 @@ from router.types import (
     Model,
     Operation,
     PartialImage,
-    Warn,
 )
 
 log = logging.getLogger(__name__)
@@ -51,16 +51,6 @@ CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
 CALLED_OFF = "The answer of another target was final, so this attempt was called off."
 
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """The system's time and ids, asked for in one place so that tests can hold them still."""
-
-    now: Callable[[], datetime]  # UTC wall clock: dates prices and rows
-    monotonic: Callable[[], float]  # seconds: measures durations, drives the selector
-    new_id: Callable[[], str]
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 @dataclass(slots=True)
@@ -106,15 +96,6 @@ class _Attempt:
     jobs: list[Job] = field(default_factory=list)
 
 
-@record
-class _Resumed:
-    """The pictures of an attempt that an earlier process left behind."""
-
-    opening: Opening
-    result: ImageResult
-    took_s: float
-
-
 class Gateway:
     """Runs requests and quotes them. One per process."""
 
@@ -130,7 +111,7 @@ class Gateway:
         clock: Clock,
         timeout_s: float,
         job_timeout_s: float = 0.0,
-        terms: Terms | None = None,
+        agreements: Agreements | None = None,
         refused_elsewhere: bool = False,
         weights: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
@@ -143,8 +124,15 @@ class Gateway:
         self._clock = clock
         self._timeout_s = timeout_s
         self._job_timeout_s = job_timeout_s
-        self._terms = terms or Terms()
-        self._drawn: dict[str, int] = {}
+        self._agreements = agreements or Agreements()
+        self._recovery = Recovery(
+            offers=offers,
+            transport=transport,
+            ledger=ledger,
+            delivery=delivery,
+            agreements=self._agreements,
+            clock=clock,
+        )
         self._refused_elsewhere = refused_elsewhere
         self._weights = weights or {}
         self._running: set[asyncio.Task[Any]] = set()
@@ -525,7 +513,7 @@ class Gateway:
             if call is not None:
                 with contextlib.suppress(ProviderError):
                     await self._transport.call(call, offer.provider, offer.auth, timeout_s=CANCEL_S)
-        await self._resume(opening, attempt.jobs)
+        await self._recovery.attempt(opening, attempt.jobs)
 
     # --- booking ---------------------------------------------------------------------------------------------
 
@@ -536,7 +524,7 @@ class Gateway:
         sizes = tuple(image.size for image in result.images if image.size is not None)
         usage = used(offer.request, offer, result, sizes)
         priced = offer.settle(usage)
-        cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
+        cost = self._agreements.cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         settled = await self._settle(
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
         )
@@ -567,13 +555,13 @@ class Gateway:
         # What the failed answer proved about its bill; nothing proved: the worst case.
         proof = error.evidence or (ran.result if ran is not None else None)
         usage = None
-        if proof is not None and billed is Billed.YES and _proves(proof):
+        if proof is not None and billed is Billed.YES and booking.proves(proof):
             sizes = tuple(image.size for image in proof.images if image.size is not None)
             usage = used(offer.request, offer, proof, sizes)
         priced = offer.settle(usage or Usage(requests=0))
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
-        cost = self._cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
+        cost = self._agreements.cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         nanos = 0 if billed is Billed.NO else cost.effective_nanos
         # The worst case is for the ledger: held against the waste budget, one such failure could use all of it up.
         proved = nanos if billed is Billed.NO or usage is not None else None
@@ -622,7 +610,7 @@ class Gateway:
             delivered=delivered,
         )
         if state is State.SETTLED and cost.draws:
-            self.draw({draw.commitment: draw.nanos for draw in cost.draws})
+            self._agreements.book(cost)
         # If it cannot be written: the open row is durable, and at the next start it is listed as unknown with its
         # estimate. The picture exists and is paid, so the client gets it; the metrics show the failed write.
         with contextlib.suppress(LedgerError):
@@ -631,16 +619,6 @@ class Gateway:
             booking.finished(attempt.offer.model.slug, opening, settlement, attempt.offer, usage)
         )
         return settlement
-
-    def _cost(self, book: str, price: Price | None, charge: Charge, opening: Opening) -> Cost:
-        """The charge under the operator's agreements; a price's own id tells its entry in the book."""
-        sku = price.sku if price is not None else opening.provider_model
-        return self._terms.apply(charge, book, sku, opening.opened_at, drawn=self._drawn)
-
-    def draw(self, drawn: Mapping[str, int]) -> None:
-        """Note what has been used of prepaid credit, by commitment, in nanos at face value."""
-        for commitment, nanos in drawn.items():
-            self._drawn[commitment] = self._drawn.get(commitment, 0) + nanos
 
     # --- answers ---------------------------------------------------------------------------------------------
 
@@ -674,8 +652,8 @@ class Gateway:
             usage=result.usage,
             warnings=(
                 *work.order.warnings,
-                *_stood_in(work.order.model.slug, offer.model.slug),
-                *_emulated(request.n, offer.expected.requests),
+                *stood_in(work.order.model.slug, offer.model.slug),
+                *emulated(request.n, offer.expected.requests),
                 *delivered.warnings,
             ),
             routing=decision.record() if routing else None,
@@ -717,28 +695,8 @@ class Gateway:
         assert task is not None
         self._running.add(task)
         try:
-            left = await self._ledger.request(request_id)
-            attempts = left.attempts if left is not None else ()
             stretch = self._stretch(request)
-            endings = await asyncio.gather(
-                *(
-                    self._resume(
-                        attempt.opening,
-                        [Job(job.job_id, job.state) for job in attempt.jobs],
-                        awaited=awaited,
-                        settled=attempt.state is State.SETTLED,
-                        stretch=stretch,
-                    )
-                    for attempt in reversed(attempts)
-                    if _can_be_asked_for(attempt)
-                )
-            )
-            after = await self._ledger.request(request_id)
-            for ending in endings:
-                if isinstance(ending, _Resumed):
-                    return await self._recovered(request, ending, after.attempts if after is not None else ())
-            failures = [ending for ending in endings if isinstance(ending, ProviderError)]
-            raise unserved.unrecovered(after.attempts if after is not None else (), failures[0] if failures else None)
+            return await self._recovery.request(request_id, request, awaited=awaited, stretch=stretch)
         finally:
             self._running.discard(task)
 
@@ -750,150 +708,12 @@ class Gateway:
             return 1.0
         return self._budget_s(request, model) / self._timeout_s
 
-    async def _resume(
-        self,
-        opening: Opening,
-        jobs: Sequence[Job],
-        *,
-        awaited: bool = False,
-        settled: bool = False,
-        stretch: float = 1.0,
-    ) -> _Resumed | ProviderError | None:
-        """What became of an attempt's jobs, settled if it is not yet; None if that is not known."""
-        began = self._clock.monotonic()
-        known = self._offers.reach(opening.target)
-        if known is None or len(jobs) < opening.expected["requests"]:  # some call's job was never noted
-            return None
-        target, provider, adapter = known
-        price = Price.from_snapshot(opening.price) if opening.price else None
-        cost: Cost | None = None
-        failed: ProviderError | None = None
-        result: ImageResult | None = None
-        try:
-            runs = await asyncio.gather(
-                *(
-                    self._transport.run(
-                        adapter.resume(job, None, target),
-                        provider,
-                        auth_of(provider, adapter),
-                        timeout_s=provider.timeout_s * stretch,
-                        resumed=True,
-                    )
-                    for job in jobs
-                )
-            )
-            result = await self._delivery.fetch(
-                merged(tuple(run.result for run in runs)), provider, timeout_s=provider.timeout_s
-            )
-        except ProviderError as error:
-            failed, billed = error, booking.billed(error, provider)
-            result = error.evidence if billed is Billed.YES and error.evidence and _proves(error.evidence) else None
-            if result is None and billed is not Billed.NO:
-                return None
-        duration_s = self._clock.monotonic() - began
-        if result is None:
-            settlement = booking.recovered(opening, self._clock.now(), duration_s, error=failed)
-        else:
-            usage = booking.recovered_usage(opening, result)
-            priced = settle(price, usage, None)
-            cost = self._cost(provider.prices, price, priced.charge, opening)
-            settlement = booking.recovered(
-                opening,
-                self._clock.now(),
-                duration_s,
-                priced=priced,
-                cost=cost,
-                usage=usage,
-                provider_request_id=result.provider_request_id,
-                error=failed,
-                delivered=awaited and failed is None,
-            )
-        ending = _Resumed(opening, result, duration_s) if result is not None and failed is None else failed
-        if settled:  # before the crash; only its pictures were missing
-            return ending
-        if cost is not None:
-            self.draw({draw.commitment: draw.nanos for draw in cost.draws})
-        with contextlib.suppress(LedgerError):  # somebody else settled it meanwhile: then it is settled
-            await self._ledger.settle(settlement)
-        return ending
-
-    async def _recovered(
-        self, request: ImageRequest, resumed: _Resumed, attempts: Sequence[AttemptRecord]
-    ) -> Completed:
-        """The answer as it would have been, from the ledger's rows."""
-        opening, form = resumed.opening, response_format(request)
-        request, told = self._as_ordered(request, opening)
-        ordered = ImageSize.parse(size) if (size := opening.expected.get("size")) else None
-        delivered = await self._delivery.hand_over(resumed.result, request, ordered, form, opening.request_id)
-        warned = replace(delivered, warnings=(*told, *delivered.warnings, _RESUMED))
-        return self._from_rows(request, opening, attempts, warned, form, resumed.result, resumed.took_s)
-
     async def recorded(self, request_id: str, key: str, images: Sequence[GeneratedImage]) -> Completed | None:
         """The answer that a request of this client key had, from the ledger's rows; None if there was none.
 
         ``images``: its pictures, as they are kept.
         """
-        found = await self._ledger.request(request_id)
-        answered = found.delivered if found is not None else None
-        if found is None or answered is None or answered.opening.key != key or len(images) < answered.opening.images:
-            return None  # no such answer, or not all of it is left
-        request, told = self._as_ordered(booking.requested(answered.opening), answered.opening)
-        kept = Delivered(tuple(images), (), images[0].format or "png", told)
-        return self._from_rows(request, answered.opening, found.attempts, kept, "url", ImageResult(()), 0.0)
-
-    def _as_ordered(self, request: ImageRequest, opening: Opening) -> tuple[ImageRequest, tuple[Warn, ...]]:
-        """The request as its model completed it, and what its client was told of that."""
-        catalog, day = self._offers.catalog, opening.opened_at.date()
-        wanted, told = opening.model, tuple[Warn, ...]()
-        with contextlib.suppress(RequestError):  # the catalogue may have changed meanwhile
-            named, _, told = catalog.resolve(opening.requested_model, day)
-            wanted = named.slug
-        calls = opening.expected["requests"]
-        if (model := catalog.models.get(opening.model)) is not None:
-            request, completed = catalog.complete(request, model)
-            prompted = opening.expected.get("prompt_characters", 0) != len(request.prompt) * calls
-            told += () if prompted else completed  # the prompt is not known, but whether it was the catalogue's
-        return request, (*told, *_stood_in(wanted, opening.model), *_emulated(opening.images, calls))
-
-    def _from_rows(
-        self,
-        request: ImageRequest,
-        opening: Opening,
-        attempts: Sequence[AttemptRecord],
-        delivered: Delivered,
-        form: str,
-        result: ImageResult,
-        took_s: float,
-    ) -> Completed:
-        ended = next(a.settlement for a in attempts if a.opening.attempt_id == opening.attempt_id)
-        known = self._offers.reach(opening.target)
-        sizes = {image.size for image in delivered.images}
-        return Completed(
-            request_id=opening.request_id,
-            created=int((ended.recorded_at if ended is not None else self._clock.now()).timestamp()),
-            operation=request.operation,
-            model=request.model,
-            executed_model=opening.target,
-            provider=opening.provider,
-            provider_name=known[1].title if known is not None else opening.provider,
-            images=delivered.images,
-            response_format=form,
-            cost_nanos=sum(attempt.cost_nanos for attempt in attempts if attempt.state is State.SETTLED),
-            currency=ended.currency if ended is not None else opening.currency,
-            items=ended.items if ended is not None else (),
-            attempts=tuple(booking.recorded(attempt) for attempt in attempts),
-            reason=unpack(opening.decision).reason,
-            basis=ended.basis if ended is not None else Basis.MEASURED,
-            output_format=delivered.format,
-            size=sizes.pop() if len(sizes) == 1 else None,
-            quality=result.quality or request.quality,
-            background=result.background,
-            seed=result.seed,
-            usage=result.usage,
-            warnings=delivered.warnings,
-            output_pixels=sum(size.pixels for size in delivered.made),
-            provider_s=took_s,
-        )
+        return await self._recovery.recorded(request_id, key, images)
 
     # --- life ------------------------------------------------------------------------------------------------
 
@@ -924,51 +744,11 @@ class Gateway:
             await asyncio.wait(self._running, timeout=5.0)
 
 
-_RESUMED = Warn("resumed", "The router was restarted meanwhile; the pictures are those of the job at the provider.")
-
-
-def _can_be_asked_for(attempt: AttemptRecord) -> bool:
-    """Whether the provider may know more than we do: of an unknown outcome, or of pictures that never got further."""
-    if not attempt.jobs:
-        return False
-    ended = attempt.settlement
-    paid = attempt.state is State.SETTLED and ended is not None and ended.outcome == "success"
-    return paid or attempt.state in (State.OPEN, State.UNKNOWN)
-
-
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Once each: a second time would end the booking that the first has begun."""
     for task in tasks:
         if not task.cancelling():
             task.cancel()
-
-
-def response_format(request: ImageRequest) -> str:
-    """Which of url and b64_json each picture carries when the client did not say (contract R5)."""
-    if request.stream:
-        return "b64_json"  # events carry base64, whatever was asked (contract S5)
-    if request.response_format is not None:
-        return request.response_format
-    if request.model.startswith(("gpt-image", "chatgpt-image")):
-        return "b64_json"
-    return "both" if request.operation is Operation.EDIT else "url"
-
-
-def _stood_in(wanted: str, served: str) -> tuple[Warn, ...]:
-    if wanted == served:
-        return ()
-    return (Warn("model_fallback", f"{wanted} could not serve the request, so {served} made the picture.", "model"),)
-
-
-def _emulated(images: int, calls: int) -> tuple[Warn, ...]:
-    if calls == 1:
-        return ()
-    return (Warn("n_emulated", f"{images} pictures were made by {calls} calls of the provider.", "n"),)
-
-
-def _proves(result: ImageResult) -> bool:
-    """Whether an answer says anything that money can be computed from."""
-    return bool(result.reported or result.tokens or result.seconds or any(image.size for image in result.images))
 
 
 def _seed(seed: int | None, index: int) -> int | None:

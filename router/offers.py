@@ -8,18 +8,22 @@ from typing import Any
 
 from pricing import (
     MEGAPIXEL,
+    Charge,
+    Cost,
     Expected,
     ImageSize,
     Price,
     PriceBooks,
     Quote,
     Settlement,
+    Terms,
     UnpricedError,
     Usage,
     quote,
     settle,
 )
 from router.errors import Billed, ErrorKind, RequestError
+from router.ledger import Opening
 from router.providers.base import Adapter, Auth
 from router.records import record
 from router.routing import Candidate, RouteRequest
@@ -266,6 +270,28 @@ def _expected(request: ImageRequest, target: Target, size: ImageSize | None) -> 
     )
 
 
+class Agreements:
+    """What the operator has agreed with providers, and how much of its prepaid credit is used."""
+
+    def __init__(self, terms: Terms | None = None) -> None:
+        self._terms = terms or Terms()
+        self._drawn: dict[str, int] = {}
+
+    def cost(self, book: str, price: Price | None, charge: Charge, opening: Opening) -> Cost:
+        """The charge under the agreements; a price's own id tells its entry in the book."""
+        sku = price.sku if price is not None else opening.provider_model
+        return self._terms.apply(charge, book, sku, opening.opened_at, drawn=self._drawn)
+
+    def draw(self, drawn: Mapping[str, int]) -> None:
+        """Note what has been used of prepaid credit, by commitment, in nanos at face value."""
+        for commitment, nanos in drawn.items():
+            self._drawn[commitment] = self._drawn.get(commitment, 0) + nanos
+
+    def book(self, cost: Cost) -> None:
+        """Note what a cost that is going into the ledger takes of it."""
+        self.draw({draw.commitment: draw.nanos for draw in cost.draws})
+
+
 # What a server error costs at a provider: probability that it is billed.
 _CHANCE = {Billed.NO: 0.0, Billed.MAYBE: 0.5, Billed.YES: 1.0}
 
@@ -355,3 +381,17 @@ def used(request: ImageRequest, offer: Offer, result: ImageResult, sizes: tuple[
         attributes=attributes,
         reported=result.reported,
     )
+
+
+def stood_in(wanted: str, served: str) -> tuple[Warn, ...]:
+    """What the client is told where another model than the one asked for has served it."""
+    if wanted == served:
+        return ()
+    return (Warn("model_fallback", f"{wanted} could not serve the request, so {served} made the picture.", "model"),)
+
+
+def emulated(images: int, calls: int) -> tuple[Warn, ...]:
+    """What the client is told where it took several calls to make its pictures."""
+    if calls == 1:
+        return ()
+    return (Warn("n_emulated", f"{images} pictures were made by {calls} calls of the provider.", "n"),)

@@ -19,9 +19,10 @@ import pytest
 
 from router.api import build_app, routes
 from router.app import offers_for
+from router.clock import Clock
 from router.config import Settings, load
 from router.delivery import Delivery
-from router.gateway import Clock, Gateway
+from router.gateway import Gateway
 from router.ledger import Ledger, Reports
 from router.pool import PoolTransport
 from router.providers import ADAPTERS

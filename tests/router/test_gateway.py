@@ -22,12 +22,13 @@ from pricing import ImageSize, Reported
 from router.app import drawn, offers_for
 from router.blob import Blob
 from router.cli.finance import charged_rows
+from router.clock import Clock
 from router.config import load
 from router.delivery import Delivery
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
-from router.gateway import Clock, Gateway
+from router.gateway import Gateway
 from router.ledger import Ledger, Reports
-from router.offers import route
+from router.offers import Agreements, route
 from router.providers.base import Job, Partial
 from router.routing import Selector
 from router.transport import Ran
@@ -181,6 +182,7 @@ class House:
         self.selector = Selector(self.settings.routing, self.settings.priors, random.Random(7))
         self.at = datetime(2026, 11, 20, tzinfo=UTC)
         numbers = itertools.count(more.pop("first_id", 1))
+        self.agreements = Agreements(self.settings.terms)
         self.gateway = Gateway(
             offers=offers_for(self.settings),
             selector=self.selector,
@@ -190,7 +192,7 @@ class House:
             observer=self.watch,
             clock=Clock(lambda: self.at, time.monotonic, lambda: f"att_{next(numbers)}"),
             timeout_s=more.pop("timeout_s", 60.0),
-            terms=self.settings.terms,
+            agreements=self.agreements,
             weights=self.settings.weights,
             **more,
         )
@@ -463,7 +465,7 @@ async def test_prepaid_credit_is_drawn_until_it_is_used_up_and_a_restart_remembe
         assert [item["type"] for item in completed.items] == ["output", "credit"]
         assert sum(Decimal(item["amount"]) for item in completed.items) == Decimal("0.0063")
     async with House(tmp_path, text, first_id=100) as house:
-        house.gateway.draw(drawn(house.settings))
+        house.agreements.draw(drawn(house.settings))
         completed = await house.gateway.run(ask("fal/flux"), Caller("k", "team"), request_id="req_2")
         # $0.003 of credit are left: they cost $0.0027, the other $0.004 their price
         assert completed.cost_nanos == 6_700_000

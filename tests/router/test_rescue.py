@@ -17,8 +17,9 @@ import httpx
 import pytest
 
 from pricing import Reported
+from router.clock import Clock
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
-from router.gateway import Clock, Gateway
+from router.gateway import Gateway
 from router.ledger import Reports
 from router.providers.base import Call, Job, Partial
 from router.types import Caller, GeneratedImage, ImageResult, PartialImage, Preferences
