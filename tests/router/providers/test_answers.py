@@ -1,6 +1,6 @@
 import base64
-import binascii
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -196,12 +196,12 @@ def test_a_value_in_pieces_is_not_copied():
     at=st.floats(0, 1),
     cuts=st.lists(st.floats(0, 1), max_size=6),
 )
-def test_base64_in_pieces_is_judged_as_the_standard_judges_it_whole(data, spoil, at, cuts):
+def test_base64_in_pieces_is_base64_as_a_whole(data, spoil, at, cuts):
     text = base64.b64encode(data)
     place = int(at * len(text))
     text = text[:place] + spoil.encode() + text[place:]
-    try:
-        good = bool(binascii.a2b_base64(text, strict_mode=True)) and len(text) % 4 == 0
-    except binascii.Error:
-        good = False
+    good = (
+        re.fullmatch(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)", text)
+        is not None
+    )
     assert (answers.inlined(in_pieces(text, cuts)) is not None) == good
