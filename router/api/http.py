@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -152,7 +153,7 @@ class Front:
             del scope[_KEY]  # the server keeps the scope while the connection is idle, and with it would keep a picture
 
 
-class Guarded:
+class Guarded(ABC):
     """An endpoint: its errors become answers. ``handle`` does the work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -166,8 +167,9 @@ class Guarded:
                 raise
             await fail(exchange, send, error, receive)
 
+    @abstractmethod
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Answer the request. Any exception becomes an error answer, as long as nothing has been sent."""
 
 
 # --- answers ----------------------------------------------------------------------------------------------------

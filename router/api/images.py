@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,9 @@ class Images(Guarded):
         headers = completed_headers(completed, exchange.elapsed_s - completed.provider_s)
         await send_json(send, 200, body, headers)
 
+    @abstractmethod
     async def read(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> ImageRequest:
-        raise NotImplementedError
+        """The request from the body. RequestError names the first thing wrong with it."""
 
 
 class Generations(Images):
