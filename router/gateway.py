@@ -684,13 +684,7 @@ class Gateway:
     # --- after a crash ---------------------------------------------------------------------------------------
 
     async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
-        """The pictures of a request that an earlier process left behind, if a provider still has them.
-
-        Asks the providers about the jobs of its attempts and settles what they answer exactly; nothing is ever sent
-        again. ``request`` says in which form the pictures are wanted; its prompt and inputs are not needed.
-        ``awaited``: somebody can ask for the result, so the pictures count as delivered.
-        Raises RequestError; the code is ``outcome_unknown`` if it may have been billed and nobody can tell.
-        """
+        """What ``Recovery.request`` finds of it, as work that is waited for at the end. Raises RequestError."""
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)

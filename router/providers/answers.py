@@ -234,7 +234,8 @@ def inlined(
 ) -> GeneratedImage | None:
     """A picture carried as base64, kept as text; None when it is not base64.
 
-    Checked whole, because the text goes into the client's JSON as it is: 60 µs for 1.5 MB with pybase64 1.5.
+    Checked whole, because the text goes into the client's JSON as it is: 0.3 ms for 1.5 MB
+    that no cache holds (2026-11).
     """
     if isinstance(value, str):
         value = Blob(value.encode("latin-1", "replace"))
