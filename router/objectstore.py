@@ -51,7 +51,7 @@ class Bucket:
         self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self._store = S3Store(
             bucket,
-            config=config,  # type: ignore[arg-type] # its TypedDict knows these keys only in lower case literals
+            config=config,  # type: ignore[arg-type]  # its TypedDict knows these keys only in lower case literals
             client_options={"allow_http": endpoint is not None and endpoint.startswith("http://"), "timeout": "30s"},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
         )

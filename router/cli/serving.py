@@ -112,7 +112,8 @@ def undrain(url: str, target: str) -> None:
 
 def _steer(url: str, target: str, verb: str) -> None:
     headers = {"Authorization": f"Bearer {os.environ.get('PIXELROUTE_ADMIN_KEY', '')}".strip()}
-    request = urllib.request.Request(f"{url}/v1/routing/{target}/{verb}", method="POST", headers=headers)  # noqa: S310 - as below
+    address = f"{url}/v1/routing/{target}/{verb}"
+    request = urllib.request.Request(address, method="POST", headers=headers)  # noqa: S310 - the operator's own router
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the operator's own router
             state = orjson.loads(answer.read())

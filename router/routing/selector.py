@@ -51,7 +51,7 @@ class Selector:
     ) -> None:
         """``priors`` by target. ``random`` is the only source of chance; ``replica`` names this one among several."""
         self.settings = settings or RoutingSettings()
-        self._random = random or random_module.Random(0)  # noqa: S311 (a choice, no secret)
+        self._random = random or random_module.Random(0)  # noqa: S311 - a choice, no secret
         self._fleet = Fleet(self.settings, dict(priors or {}), self._random, replica)
         self._budgets: dict[str, Budget] = {}  # by model
         self._sessions: dict[tuple[str, str], tuple[str, float]] = {}  # by model and session: target and when

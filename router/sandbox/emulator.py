@@ -380,7 +380,7 @@ def whole(value: Any) -> int | None:
 def _download(url: str) -> bytes:
     request = urllib.request.Request(url, headers={"user-agent": "sandbox"})  # noqa: S310 - scheme checked by the caller
     try:
-        with urllib.request.urlopen(request, timeout=15) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=15) as response:  # noqa: S310 - as above
             data: bytes = response.read(MAX_DOWNLOAD + 1)
     except OSError as problem:
         raise ValueError("the file could not be downloaded") from problem
