@@ -28,8 +28,7 @@ from tests.contract.walk import (
     refused,
     row,
 )
-from tests.integration.process import KEY
-from tests.integration.test_crash import until
+from tests.integration.process import KEY, until
 
 BODY = json.dumps({"model": MODEL, "prompt": "a lake", "size": SMALL}).encode()
 JSON = "content-type: application/json"
@@ -152,7 +151,7 @@ def _(walk: Walk) -> None:
     }
     answer = walk.generate(headers=told)
     made(answer)
-    assert walk.logged(answer)["retry_count"] == 1
+    assert walk.router.line(answer)["retry_count"] == 1
     made(
         walk.generate(
             headers={
@@ -195,7 +194,7 @@ def _(walk: Walk) -> None:
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[!-~]+", name) for name in ids)
-    assert walk.kept(answers[0]).request_id == walk.logged(answers[0])["request_id"] == ids[0]
+    assert walk.kept(answers[0]).request_id == walk.router.line(answers[0])["request_id"] == ids[0]
     assert answers[0].json()["id"] == ids[0]
 
 
@@ -366,7 +365,7 @@ def _(walk: Walk) -> None:
     rows = [walk.kept(answer).attempts[0] for answer in answers]
     assert [one.opening.retry_count for one in rows] == [0, 2]
     assert all(one.cost_nanos > 0 for one in rows)
-    assert [walk.logged(answer)["retry_count"] for answer in answers] == [0, 2]
+    assert [walk.router.line(answer)["retry_count"] for answer in answers] == [0, 2]
 
 
 @row(

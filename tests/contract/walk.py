@@ -183,11 +183,6 @@ class Walk:
         with Reports(self.router.ledger_url) as reports:
             return sum(one.attempts for one in reports.costs("provider"))
 
-    def logged(self, answer: httpx.Response) -> dict[str, Any]:
-        wanted = answer.headers["x-request-id"]
-        [line] = [line for line in self.router.events("request") if line["request_id"] == wanted]
-        return line
-
     @cached_property
     def late(self) -> httpx.Response:
         """What a provider that never answers comes to: made once, for it takes the whole budget."""

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """The first true answer of a condition that something else brings about."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        threading.Event().wait(0.02)
+    raise AssertionError("it did not happen")
 
 
 class RouterProcess:
@@ -93,6 +105,12 @@ class RouterProcess:
         whole = self.log_path.read_text().rpartition("\n")[0]  # of the last line the end may not be written yet
         lines = [json.loads(line) for line in whole.split("\n") if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
+
+    def line(self, answer: Any) -> dict[str, Any]:
+        """The log line of an answered request, which the router writes after the client has the answer."""
+        wanted = answer.headers["x-request-id"]
+        [line] = until(lambda: [line for line in self.events("request") if line["request_id"] == wanted])
+        return dict(line)
 
     @property
     def sandbox(self) -> str:

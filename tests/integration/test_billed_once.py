@@ -66,6 +66,7 @@ def test_one_call_of_the_user_is_billed_once(
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert router.calls()["openai"]["total"] == 1
     assert router.calls()["openai"]["billed"] == 1
+    router.line(caught.value.response)  # which stands after those of all earlier requests
     assert heard(router) == before + 1  # the client did not send it again
     with Reports(router.ledger_url) as reports:
         found = reports.request(caught.value.request_id or "")

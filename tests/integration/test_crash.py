@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import httpx
 import pytest
 
 from router.ledger import Reports
-from tests.integration.process import RouterProcess
+from tests.integration.process import RouterProcess, until
 
 GENERATE = "/v1/images/generations"
 
@@ -24,16 +21,6 @@ def lone(tmp_path):
     yield process
     if process.process.poll() is None:
         process.kill()
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """The first true answer of a condition that something else brings about."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        threading.Event().wait(0.02)
-    raise AssertionError("it did not happen")
 
 
 def in_background(router: RouterProcess, model: str) -> threading.Thread:

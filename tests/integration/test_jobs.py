@@ -24,8 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.ledger import Reports
 from router.media import probe
 from tests.integration.beside import Beside
-from tests.integration.process import KEY, RouterProcess
-from tests.integration.test_crash import until
+from tests.integration.process import KEY, RouterProcess, until
 
 GENERATE = "/v1/images/generations"
 HEADERS = {"authorization": f"Bearer {KEY}"}

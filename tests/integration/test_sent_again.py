@@ -13,8 +13,7 @@ import httpx
 import pytest
 from openai import APIConnectionError, OpenAI
 
-from tests.integration.process import KEY, RouterProcess
-from tests.integration.test_crash import until
+from tests.integration.process import KEY, RouterProcess, until
 
 MODEL = "sandbox-slow"
 ASKED: dict[str, Any] = {"model": MODEL, "prompt": "a lake"}
