@@ -51,7 +51,8 @@ def serve(
     The client key comes from PIXELROUTE_API_KEY (required when listening beyond loopback); the console, metrics and
     API share the port.
     """
-    from router.app import StartError, serve_forever
+    from router.app import StartError
+    from router.server import serve_forever
 
     if ledger:
         os.environ["PIXELROUTE_LEDGER"] = ledger
@@ -72,7 +73,7 @@ def serve(
 @click.option("--speed", default=0.1, show_default=True, help="Latencies as a share of the real ones.")
 def sandbox(host: str, port: int, speed: float) -> None:
     """Run the provider emulators alone, for tests of other programs; prints their base URLs and keys."""
-    from router.app import sandbox_forever
+    from router.server import sandbox_forever
 
     sandbox_forever(host, port, speed, out.print)
 
