@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from itertools import chain
@@ -215,7 +215,7 @@ def _settle(record: Settlement, now: Standing) -> tuple[str, list[rows.Row], Sta
     made = [rows.settled_row(now.seq, record)]
     if now.state is State.UNKNOWN:  # what it was held at goes back first
         made.insert(0, rows.released_row(now.seq, now.nanos, now.currency, record))
-    return "entry", made, replace(now, state=state, nanos=record.amount_nanos, currency=record.currency)
+    return "entry", made, Standing(now.seq, state, record.amount_nanos, record.currency)
 
 
 def _chain(draft: _Draft, table: str, made: list[rows.Row]) -> None:
