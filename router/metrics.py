@@ -10,10 +10,10 @@ Amounts are dollars as floats and start at zero with the process: for graphs and
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -95,14 +95,18 @@ class Distribution:
 S = TypeVar("S", bound=Number | Distribution)
 
 
-class Family(Generic[S]):
-    """A metric's series by their label values, only ever from the closed sets; a collector of prometheus-client.
+Key = str | tuple[str, ...]
+"""The value of a metric's only label; of several or of none, their values in the order of the definition."""
 
-    Its own counters and histograms take a lock, check the metric's kind and offer exemplars at every increment, of
-    which a request makes twenty.
+
+class Family(dict[Key, S]):
+    """A metric's series by their label values, only ever from the closed sets.
+
+    The counters and histograms of prometheus-client take a lock, check the metric's kind and offer exemplars at every
+    increment, of which a request makes twenty.
     """
 
-    __slots__ = ("_allowed", "_described", "_make", "_overflow", "_series")
+    __slots__ = ("_allowed", "_described", "_make", "_overflow")
 
     def __init__(
         self,
@@ -111,30 +115,28 @@ class Family(Generic[S]):
         make: Callable[[], S],
         overflow: Callable[[str], None],
     ) -> None:
+        super().__init__()
         self._described = described
         self._allowed = allowed
         self._make = make
         self._overflow = overflow
-        self._series: dict[tuple[str, ...], S] = {}
         if not allowed:
-            self.admitted()
+            self.admitted(())
 
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(self._allowed)
 
-    def __call__(self, *values: str) -> S:
-        """The series of these label values, in the order of the definition."""
-        series = self._series.get(values)
-        if series is not None:
-            return series
-        return self.admitted(*(self._bounded(label, value) for label, value in zip(self._allowed, values, strict=True)))
+    def __missing__(self, key: Key) -> S:
+        values = (key,) if isinstance(key, str) else key
+        bounded = [self._bounded(label, value) for label, value in zip(self._allowed, values, strict=True)]
+        return self.admitted(bounded[0] if len(bounded) == 1 else tuple(bounded))
 
-    def admitted(self, *values: str) -> S:
+    def admitted(self, key: Key) -> S:
         """The series of label values that are known to be of their sets."""
-        series = self._series.get(values)
+        series = self.get(key)
         if series is None:
-            series = self._series[values] = self._make()
+            series = self[key] = self._make()
         return series
 
     def _bounded(self, label: str, value: str) -> str:
@@ -143,12 +145,12 @@ class Family(Generic[S]):
         self._overflow(label)
         return UNKNOWN if label in ("model", "provider", "from_provider", "to_provider") else OTHER
 
-    def collect(self) -> list[Any]:
+    def collected(self) -> Any:
         """For a scrape, in whichever thread answers it while the event loop goes on counting."""
         family = self._described()
-        for labels, series in list(self._series.items()):
-            series.show(labels, family)
-        return [family]
+        for key, series in list(self.items()):
+            series.show((key,) if isinstance(key, str) else key, family)
+        return family
 
 
 class Metrics:
@@ -160,7 +162,6 @@ class Metrics:
         self._overflow = self.counter(
             "label_overflow_total", "Label values outside their set, shown as _unknown or _other.", label=()
         )
-        ProcessCollector(registry=self.registry)
 
         models = tuple(dict.fromkeys(target.model for target in targets))
         providers = tuple(dict.fromkeys(target.provider for target in targets))
@@ -170,6 +171,13 @@ class Metrics:
         self._money(models, providers, teams)
         self._internals(build)
         self._start_at_zero(targets, models, providers, teams)
+        ProcessCollector(registry=self.registry)
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Any]:
+        """All families: what a collector of prometheus-client has to give."""
+        for family in list(self.families.values()):
+            yield family.collected()
 
     def counter(self, name: str, help: str, **labels: Iterable[str]) -> Family[Number]:
         return self._family(name, CounterMetricFamily, help, labels, Number)
@@ -186,7 +194,6 @@ class Metrics:
         name = f"{NAMESPACE}_{name}"
         allowed = {label: frozenset(values) for label, values in labels.items()}
         family = Family(partial(kind, name, help, labels=tuple(labels)), allowed, make, self._overflowed)
-        self.registry.register(family)
         self.families[name] = family
         return family
 
@@ -380,7 +387,7 @@ class Metrics:
         self.loop_lag = self.histogram("event_loop_lag_seconds", "How late the event loop wakes a sleeper.", OWN_TIME)
         self.errors = self.counter("telemetry_errors_total", "Metrics and log lines that failed (no request did).")
         info = self.gauge("build_info", "The running program.", **{name: (value,) for name, value in build.items()})
-        info(*build.values()).set(1)
+        info[tuple(build.values())].set(1)
 
     def _start_at_zero(
         self, targets: Sequence[Target], models: Sequence[str], providers: Sequence[str], teams: Sequence[str]
@@ -391,37 +398,37 @@ class Metrics:
             provider, model = target.provider, target.model
             for operation in target.endpoints:
                 for code in ("500", "502", "503", "504"):
-                    self.requests(operation.value, model, "error", code)
-                self.requests(operation.value, model, "success", "200")
+                    self.requests.admitted((operation.value, model, "error", code))
+                self.requests.admitted((operation.value, model, "success", "200"))
                 for outcome in failed:
-                    self.attempts(provider, model, operation.value, outcome)
-                self.images(provider, model, operation.value)
-            self.provider_duration(provider, model)
+                    self.attempts.admitted((provider, model, operation.value, outcome))
+                self.images.admitted((provider, model, operation.value))
+            self.provider_duration.admitted((provider, model))
             for reason in UNPRICED:
-                self.unpriced(provider, model, reason)
+                self.unpriced.admitted((provider, model, reason))
             for state in CIRCUIT_STATES:
-                self.circuit(provider, model, state).set(state == "closed")
+                self.circuit[provider, model, state].set(state == "closed")
         for provider in providers:
-            self.provider_in_flight(provider)
-            self.failure_duration(provider)
+            self.provider_in_flight.admitted(provider)
+            self.failure_duration.admitted(provider)
         for model in models:
             for team in (NONE, *teams):
-                self.team_cost(team, model)
+                self.team_cost.admitted((team, model))
         for operation in Operation:
-            self.in_flight(operation.value)
-            self.overhead(operation.value)
+            self.in_flight.admitted(operation.value)
+            self.overhead.admitted(operation.value)
             for outcome in ("success", "error"):
-                self.duration(operation.value, outcome)
+                self.duration.admitted((operation.value, outcome))
         for reason in AUTH_FAILURES:
-            self.auth_failures(reason)
+            self.auth_failures.admitted(reason)
         for direction in ("in", "out"):
             for result in ("ok", "error"):
-                self.messages(direction, result)
+                self.messages.admitted((direction, result))
         for state in SHARING_STATES:
-            self.sharing(state).set(state == "off")
+            self.sharing[state].set(state == "off")
         for result in ("ok", "error"):
-            self.writes(result)
+            self.writes.admitted(result)
         for outcome in WEBHOOK_OUTCOMES:
-            self.webhooks(outcome)
+            self.webhooks.admitted(outcome)
         for label in ("model", "provider", "team"):
             self._overflow.admitted(label)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any, TypeVar, cast
 
-import structlog
 from prometheus_client.exposition import choose_encoder
 
 from pricing import MEGAPIXEL, PriceBooks, money_text
 from router.events import AttemptFinished, RequestFinished
+from router.logs import RequestLog, request_log
 from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, SHARING_STATES, Family, Metrics, Number
 from router.types import Target
 
@@ -57,7 +57,7 @@ def _harmless(method: Method) -> Method:
         try:
             method(self, *args, **kwargs)
         except Exception:
-            self.metrics.errors().inc()
+            self.metrics.errors[()].inc()
 
     return cast(Method, guarded)
 
@@ -79,7 +79,8 @@ class Telemetry:
     """Metrics and request lines of one router; implements ``router.events.Observer``.
 
     ``targets`` are all that can be routed to, ``teams`` those that client keys are configured for: they bound the
-    labels, and ``max_label_values`` bounds the teams. ``log`` takes the request lines; None: structlog as configured.
+    labels, and ``max_label_values`` bounds the teams. ``log`` takes the request lines; None: the one
+    that is configured.
     """
 
     def __init__(
@@ -90,128 +91,115 @@ class Telemetry:
         teams: Iterable[str] = (),
         revision: str = "",
         max_label_values: int = 200,
-        log: Any = None,
+        log: RequestLog | None = None,
     ) -> None:
         build = {"version": version, "revision": revision, "python": platform.python_version()}
         self.metrics = Metrics(tuple(targets), tuple(dict.fromkeys(teams))[:max_label_values], build)
-        self._log = log if log is not None else structlog.get_logger().bind()
+        self._log = log if log is not None else request_log()
         self._sources: Sources | None = None
 
     # --- requests ------------------------------------------------------------------------------------------------
 
     @_harmless
     def request_started(self, operation: str) -> None:
-        self.metrics.in_flight(operation).inc()
+        self.metrics.in_flight[operation].inc()
 
     @_harmless
     def request_finished(self, finished: RequestFinished) -> None:
         """Count the request and write its line."""
         metrics, operation, outcome = self.metrics, finished.operation, finished.outcome
-        metrics.in_flight(operation).dec()
-        metrics.requests(operation, finished.model or NONE, outcome, str(finished.code)).inc()
-        metrics.duration(operation, outcome).observe(finished.duration_s)
-        metrics.overhead(operation).observe(finished.overhead_s)
-        metrics.body_in(operation).observe(finished.body_in)
-        metrics.body_out(operation).observe(finished.body_out)
+        metrics.in_flight[operation].dec()
+        metrics.requests[operation, finished.model or NONE, outcome, str(finished.code)].inc()
+        metrics.duration[operation, outcome].observe(finished.duration_s)
+        metrics.overhead[operation].observe(finished.overhead_s)
+        metrics.body_in[operation].observe(finished.body_in)
+        metrics.body_out[operation].observe(finished.body_out)
         if finished.attempts:
-            metrics.per_request(operation).observe(finished.attempts)
+            metrics.per_request[operation].observe(finished.attempts)
         if finished.code == 401:
-            metrics.auth_failures(_AUTH_FAILURE.get(finished.error_code or "", "missing")).inc()
+            metrics.auth_failures[_AUTH_FAILURE.get(finished.error_code or "", "missing")].inc()
         self._write(finished)
 
     def _write(self, finished: RequestFinished) -> None:
-        write = self._log.error if finished.outcome == "error" else self._log.info
-        write(
-            "request",
-            request_id=finished.request_id,
-            key=finished.key,
-            team=finished.team,
-            operation=finished.operation,
-            model=finished.model,
-            provider=finished.provider,
-            target=finished.target,
-            reason=finished.reason,
-            attempts=finished.attempts,
-            outcome=finished.outcome,
-            code=finished.code,
-            error_code=finished.error_code,
-            ms=round(finished.duration_s * 1000, 1),
-            overhead_ms=round(finished.overhead_s * 1000, 2),
-            images=finished.images,
-            mp_in=round(finished.mp_in, 6),
-            mp_out=round(finished.mp_out, 6),
-            cost=money_text(finished.cost_nanos),
-            currency=finished.currency,
-            cost_basis=finished.basis,
-            retry_count=finished.retry_count,
-            body_in=finished.body_in,
-            body_out=finished.body_out,
+        word = self._log.word
+        self._log.line(
+            "error" if finished.outcome == "error" else "info",
+            f'"request_id":"{finished.request_id}","key":{word(finished.key)},"team":{word(finished.team)}'
+            f',"operation":"{finished.operation}","model":{word(finished.model)}'
+            f',"provider":{word(finished.provider)},"target":{word(finished.target)}'
+            f',"reason":{word(finished.reason)},"attempts":{finished.attempts}'
+            f',"outcome":"{finished.outcome}","code":{finished.code},"error_code":{word(finished.error_code)}'
+            f',"ms":{finished.duration_s * 1000:.1f},"overhead_ms":{finished.overhead_s * 1000:.2f}'
+            f',"images":{finished.images},"mp_in":{finished.mp_in:.6f},"mp_out":{finished.mp_out:.6f}'
+            f',"cost":"{money_text(finished.cost_nanos)}","currency":{word(finished.currency)}'
+            f',"cost_basis":{word(finished.basis)},"retry_count":{finished.retry_count}'
+            f',"body_in":{finished.body_in},"body_out":{finished.body_out}',
         )
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
     @_harmless
     def attempt_started(self, provider: str) -> None:
-        self.metrics.provider_in_flight(provider).inc()
+        self.metrics.provider_in_flight[provider].inc()
 
     @_harmless
     def attempt_finished(self, finished: AttemptFinished) -> None:
         """Count the attempt, its time, its quantities and its money."""
         metrics, provider, model = self.metrics, finished.provider, finished.model
-        metrics.provider_in_flight(provider).dec()
-        metrics.attempts(provider, model, finished.operation, finished.outcome).inc()
+        metrics.provider_in_flight[provider].dec()
+        metrics.attempts[provider, model, finished.operation, finished.outcome].inc()
         if finished.outcome == "success":
-            metrics.provider_duration(provider, model).observe(finished.duration_s)
+            metrics.provider_duration[provider, model].observe(finished.duration_s)
         else:
-            metrics.failure_duration(provider).observe(finished.duration_s)
+            metrics.failure_duration[provider].observe(finished.duration_s)
         if finished.ttfb_s is not None:
-            metrics.ttfb(provider).observe(finished.ttfb_s)
+            metrics.ttfb[provider].observe(finished.ttfb_s)
         if finished.queue_s is not None:
-            metrics.queue(provider).observe(finished.queue_s)
+            metrics.queue[provider].observe(finished.queue_s)
         if finished.delivered:
-            metrics.images(provider, model, finished.operation).inc(finished.images)
+            metrics.images[provider, model, finished.operation].inc(finished.images)
         self._count_quantities(finished)
         self._count_money(finished)
 
     def _count_quantities(self, finished: AttemptFinished) -> None:
         metrics, provider, model = self.metrics, finished.provider, finished.model
-        pixels = {"input": finished.input_pixels, "output": finished.output_pixels}
-        for direction, count in pixels.items():
-            if count:
-                metrics.megapixels(provider, model, direction, "exact").inc(count / MEGAPIXEL)
+        if finished.input_pixels:
+            metrics.megapixels[provider, model, "input", "exact"].inc(finished.input_pixels / MEGAPIXEL)
+        if finished.output_pixels:
+            metrics.megapixels[provider, model, "output", "exact"].inc(finished.output_pixels / MEGAPIXEL)
         for item in finished.items:
-            if item["metric"] == "megapixel" and item["type"] in pixels:
-                metrics.megapixels(provider, model, item["type"], "billed").inc(float(item["billable_quantity"]))
+            if item["metric"] == "megapixel" and item["type"] in ("input", "output"):
+                metrics.megapixels[provider, model, item["type"], "billed"].inc(float(item["billable_quantity"]))
         for kind, count in finished.tokens.items():  # text_input, cached_image_input, ...
             plain = kind.removeprefix("cached_")
             modality, _, direction = plain.partition("_")
-            metrics.tokens(provider, model, direction if plain == kind else f"cached_{direction}", modality).inc(count)
+            metrics.tokens[provider, model, direction if plain == kind else f"cached_{direction}", modality].inc(count)
 
     def _count_money(self, finished: AttemptFinished) -> None:
         metrics, provider, model = self.metrics, finished.provider, finished.model
         nanos = finished.amount_nanos
         if finished.unpriced:
-            metrics.unpriced(provider, model, "no_price").inc()
+            metrics.unpriced[provider, model, "no_price"].inc()
         if finished.currency != "USD":
             if nanos:
-                metrics.unpriced(provider, model, "currency").inc()
+                metrics.unpriced[provider, model, "currency"].inc()
             return
         if nanos:
-            basis = _BASIS.get(finished.basis, finished.basis)
-            rest = nanos / 1e9
+            total = rest = nanos / 1e9
             # Prepaid credit is a negative line, and counters only grow: it lowers the others in proportion.
-            full = sum(amount for item in finished.items if (amount := float(item["amount"])) > 0)
-            share = rest / full if full > rest + 5e-10 else 1.0
-            for item in finished.items:
-                amount = float(item["amount"]) * share
+            amounts = [(item, float(item["amount"])) for item in finished.items]
+            full = sum([amount for _, amount in amounts if amount > 0])
+            share = total / full if full > total + 5e-10 else 1.0
+            basis = _BASIS.get(finished.basis, finished.basis)
+            for item, amount in amounts:
                 if amount > 0:
-                    rest -= amount
-                    metrics.cost(provider, model, _component(item), basis).inc(amount)
+                    rest -= amount * share
+                    metrics.cost[provider, model, _component(item), basis].inc(amount * share)
             if rest > 5e-10:  # booked without line items
-                metrics.cost(provider, model, OTHER, basis).inc(rest)
-            metrics.team_cost(finished.team or NONE, model).inc(nanos / 1e9)
+                metrics.cost[provider, model, OTHER, basis].inc(rest)
+            metrics.team_cost[finished.team or NONE, model].inc(total)
             if not finished.delivered:
-                metrics.undelivered(provider, model, finished.outcome).inc(nanos / 1e9)
+                metrics.undelivered[provider, model, finished.outcome].inc(total)
         if finished.reported_nanos is not None and finished.computed_nanos is not None:
             _differ(metrics.drift, finished, finished.reported_nanos - finished.computed_nanos)
         if finished.quoted_nanos is not None and finished.outcome == "success":
@@ -224,47 +212,47 @@ class Telemetry:
         self, model: str, provider: str, policy: str, reason: str, exclusions: Sequence[tuple[str, str]]
     ) -> None:
         """``exclusions`` are (target, why) of the candidates that were left out."""
-        self.metrics.decisions(model, provider, policy, reason).inc()
+        self.metrics.decisions[model, provider, policy, reason].inc()
         for target, why in exclusions:
             excluded = _EXCLUSION.get(why.partition(":")[0], "capability")
-            self.metrics.exclusions(target.partition("/")[0], model, excluded).inc()
+            self.metrics.exclusions[target.partition("/")[0], model, excluded].inc()
 
     @_harmless
     def failover(self, model: str, from_provider: str, to_provider: str, reason: str) -> None:
-        self.metrics.failovers(model, from_provider, to_provider, reason).inc()
+        self.metrics.failovers[model, from_provider, to_provider, reason].inc()
 
     @_harmless
     def rescue(self, model: str, from_provider: str, to_provider: str, won: bool) -> None:
-        self.metrics.rescues(model, from_provider, to_provider, str(won).lower()).inc()
+        self.metrics.rescues[model, from_provider, to_provider, str(won).lower()].inc()
 
     @_harmless
     def retry(self, provider: str, reason: str) -> None:
-        self.metrics.retries(provider, reason).inc()
+        self.metrics.retries[provider, reason].inc()
 
     @_harmless
     def shared(self, direction: str, result: str) -> None:
         """One message to or from other replicas: for ``Sharing``."""
-        self.metrics.messages(direction, result).inc()
+        self.metrics.messages[direction, result].inc()
 
     @_harmless
     def webhook(self, outcome: str) -> None:
         """One call to a receiver: for ``Webhooks``."""
-        self.metrics.webhooks(outcome).inc()
+        self.metrics.webhooks[outcome].inc()
 
     # --- ledger, prices, process ---------------------------------------------------------------------------------
 
     @_harmless
     def ledger_commit(self, rows: int, seconds: float, ok: bool) -> None:
         """One transaction of the ledger's writer: for ``Ledger.on_commit``."""
-        self.metrics.writes("ok" if ok else "error").inc()
-        self.metrics.write_seconds().observe(seconds)
+        self.metrics.writes["ok" if ok else "error"].inc()
+        self.metrics.write_seconds[()].observe(seconds)
         if ok:
-            self.metrics.rows().inc(rows)
+            self.metrics.rows[()].inc(rows)
 
     def price_books(self, books: PriceBooks, now: datetime) -> None:
         """Describe the price books in use: version, how many prices hold, when each book was last looked at. Once."""
         metrics = self.metrics
-        metrics.gauge("pricebook_info", "The price books in use.", version=(books.version,))(books.version).set(1)
+        metrics.gauge("pricebook_info", "The price books in use.", version=(books.version,))[books.version].set(1)
         entries = metrics.gauge(
             "pricebook_entries",
             "Prices in force, by how well they are known.",
@@ -282,14 +270,14 @@ class Telemetry:
                 fresh = (now.date() - price.checked_at).days <= STALE_DAYS
                 counts["unverified" if price.source not in _VERIFIED else "active" if fresh else "stale"] += 1
             for status, count in counts.items():
-                entries(book, status).set(count)
+                entries[book, status].set(count)
             if holds:
                 checked = min(price.checked_at for price in holds.values())
-                oldest(book).set(datetime.combine(checked, time(), UTC).timestamp())
+                oldest[book].set(datetime.combine(checked, time(), UTC).timestamp())
 
     async def watch_event_loop(self, every_s: float = 0.5) -> None:
         """Measure how late the loop wakes a sleeper, until cancelled."""
-        loop, lag = asyncio.get_running_loop(), self.metrics.loop_lag()
+        loop, lag = asyncio.get_running_loop(), self.metrics.loop_lag[()]
         while True:
             due = loop.time() + every_s
             await asyncio.sleep(every_s)
@@ -317,39 +305,39 @@ class Telemetry:
         if self._sources is None:
             return
         metrics, sources = self.metrics, self._sources
-        metrics.pending().set(sources.ledger_pending())
-        metrics.oldest().set(sources.ledger_oldest_s())
-        metrics.reserved().set(sources.ledger_open())
+        metrics.pending[()].set(sources.ledger_pending())
+        metrics.oldest[()].set(sources.ledger_oldest_s())
+        metrics.reserved[()].set(sources.ledger_open())
         if sources.webhooks is not None:
             pending, oldest_s = sources.webhooks()
-            metrics.webhooks_pending().set(pending)
-            metrics.webhooks_oldest().set(oldest_s)
+            metrics.webhooks_pending[()].set(pending)
+            metrics.webhooks_oldest[()].set(oldest_s)
         if sources.sharing is not None:
             up, others = sources.sharing()
-            metrics.replicas().set(others)
+            metrics.replicas[()].set(others)
             for state in SHARING_STATES:
-                metrics.sharing(state).set(state == ("up" if up else "down"))
+                metrics.sharing[state].set(state == ("up" if up else "down"))
         for target, operations in sources.routing().items():
             provider, _, model = target.partition("/")
             for operation, facts in operations.items():
-                metrics.route_latency(provider, model, operation, "p50").set(facts["p50_s"])
-                metrics.route_latency(provider, model, operation, "p95").set(facts["p95_s"])
-                metrics.route_success(provider, model, operation).set(facts["success"])
-                metrics.route_samples(provider, model, operation).set(facts["samples"])
+                metrics.route_latency[provider, model, operation, "p50"].set(facts["p50_s"])
+                metrics.route_latency[provider, model, operation, "p95"].set(facts["p95_s"])
+                metrics.route_success[provider, model, operation].set(facts["success"])
+                metrics.route_samples[provider, model, operation].set(facts["samples"])
                 present = _CIRCUIT.get(facts["state"], "open")
                 for state in ("closed", "open", "half_open"):
-                    metrics.circuit(provider, model, state).set(state == present)
+                    metrics.circuit[provider, model, state].set(state == present)
 
     @_harmless
     def _read_spend(self) -> None:
         if self._sources is not None and self._sources.spend is not None:
             for window, team, nanos in self._sources.spend():
-                self.metrics.spend(window, team or NONE).set(nanos / 1e9)
+                self.metrics.spend[window, team or NONE].set(nanos / 1e9)
 
 
 def _differ(family: Family[Number], finished: AttemptFinished, nanos: int) -> None:
     if nanos:
-        family(finished.provider, finished.model, "over" if nanos > 0 else "under").inc(abs(nanos) / 1e9)
+        family[finished.provider, finished.model, "over" if nanos > 0 else "under"].inc(abs(nanos) / 1e9)
 
 
 def _component(item: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ SCRAPED = frozenset({"job", "instance"})  # labels that Prometheus adds
 
 def exported() -> dict[str, frozenset[str]]:
     """Every series the router exports, as Prometheus names it, with its labels."""
-    telemetry = Telemetry(targets=[Target("p/m", "p", "m", {Operation.GENERATE: "x"})], version="1", log=object())
+    telemetry = Telemetry(targets=[Target("p/m", "p", "m", {Operation.GENERATE: "x"})], version="1")
     telemetry.price_books(load_price_books(), datetime(2026, 11, 21, tzinfo=UTC))
     series: dict[str, frozenset[str]] = {}
     for family in telemetry.metrics.registry.collect():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from structlog.testing import CapturingLogger
 
 from router.telemetry import Telemetry
 from tests.grafana.queries import GRAFANA, RULES, SCRAPED, Rule, analysed, exported, recorded, rules
@@ -79,7 +78,7 @@ def test_alerts_fire_when_they_should(path: Path) -> None:
 
 
 def test_promtool_accepts_every_metric() -> None:
-    telemetry = Telemetry(targets=TARGETS, teams=("art",), version="1", log=CapturingLogger())
+    telemetry = Telemetry(targets=TARGETS, teams=("art",), version="1")
     telemetry.request_finished(REQUEST)
     telemetry.attempt_finished(ATTEMPT)
     promtool("check", "metrics", stdin=telemetry.exposition()[0].decode())

@@ -3,6 +3,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -188,8 +189,32 @@ class TestRedactor:
         assert redact("correct-horse battery-staple short") == f"{REDACTED} {REDACTED} short"
 
 
-def test_a_line_costs_at_most_thirty_microseconds(out: Out) -> None:
-    """The best of several rounds, with room for a machine half as fast as the one it was measured on (28 us)."""
+def test_no_word_of_a_request_brings_a_secret_into_its_line(out: Out) -> None:
+    """Whichever field it is in, and whether it was known to be a secret before or after it was first seen."""
+    from router.telemetry import Telemetry
+    from tests.router.test_telemetry import REQUEST, TARGETS
+
+    words = [each.name for each in fields(REQUEST) if each.type in ("str", "str | None")]
+    ours = {"request_id", "operation", "outcome"}
+    redact = configure_logs("json", stream=out)
+    telemetry = Telemetry(targets=TARGETS, version="1")
+    outside = {name: f"not yet {SECRET}" for name in words if name not in ours}
+    telemetry.request_finished(replace(REQUEST, **outside))
+    assert SECRET in out.lines[0]["model"]
+    redact.add([SECRET])
+    telemetry.request_finished(replace(REQUEST, **outside))
+    telemetry.request_finished(replace(REQUEST, **dict.fromkeys(outside, "Bearer abcdefgh12345678")))
+    assert {out.lines[1][name] for name in ("key", "team", "model", "provider", "target", "reason", "error_code")} == {
+        f"not yet {REDACTED}"
+    }
+    last = "".join(out.text.splitlines()[1:])
+    assert SECRET not in last
+    assert "4fae" not in last
+    assert "abcdefgh" not in last
+
+
+def test_a_line_costs_at_most_ten_microseconds(out: Out) -> None:
+    """The best of several rounds, with room for a machine half as fast as the one it was measured on (6 us)."""
     from router.telemetry import Telemetry
     from tests.router.test_telemetry import REQUEST, TARGETS
 
@@ -202,4 +227,4 @@ def test_a_line_costs_at_most_thirty_microseconds(out: Out) -> None:
             telemetry._write(REQUEST)
         return (time.process_time() - started) / lines * 1e6
 
-    assert min(round_us() for _ in range(5)) < 60
+    assert min(round_us() for _ in range(5)) < 20
