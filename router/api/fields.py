@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 from pricing import ImageSize
@@ -15,6 +16,7 @@ from router.types import MAX_PROMPT, NO_PREFERENCES, SIZE_POLICIES, Preferences,
 _MAX_NAME = 256
 _MAX_USER = 512
 _MAX_DEPTH = 64
+_LENGTHS = (("prompt", MAX_PROMPT), ("user", _MAX_USER), ("safety_identifier", _MAX_USER))
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 TEXT, INTEGER, BOOLEAN, OBJECT, SIZE = "a string", "an integer", "a boolean", "an object", "a string or an object"
@@ -54,6 +56,9 @@ KINDS: Mapping[str, str] = {
     "webhook_url": TEXT,
 }
 """Every field with a meaning here, and what it must be. All others are the provider's."""
+
+_AS_THEY_ARE = {TEXT: str, INTEGER: int, BOOLEAN: bool}
+_PLAIN = {name: _AS_THEY_ARE.get(kind) for name, kind in KINDS.items()}  # the JSON type that needs no second look
 
 PASSED_ON = ("complexity", "frame_count", "frame_duration_ms", "svg")
 
@@ -146,29 +151,25 @@ def typed(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     known: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, value in values.items():
-        if value is None:
-            continue
         kind = KINDS.get(name)
-        if name == "background" and isinstance(value, bool):
-            known["later"] = value  # the word of OpenAI's Responses API for work that nobody waits for
+        if type(value) is _PLAIN.get(name):
+            known[name] = value
+        elif value is None:
+            continue
         elif kind is None:
             if isinstance(value, (dict, list)):
                 _bounded(value, name)
             extra[name] = value
-        elif kind is TEXT:
-            if not isinstance(value, str):
-                raise wrong_type(name, kind, value)
-            known[name] = value
         elif kind is INTEGER:
             known[name] = _integer(name, value)
-        elif kind is BOOLEAN:
-            if not isinstance(value, bool):
-                raise wrong_type(name, kind, value)
-            known[name] = value
         elif kind is NAMES:
             known[name] = _names(name, value)
+        elif name == "background" and isinstance(value, bool):
+            known["later"] = value  # the word of OpenAI's Responses API for work that nobody waits for
         else:
-            if not isinstance(value, dict) and not (kind is SIZE and isinstance(value, str)):
+            if not (kind is OBJECT and isinstance(value, dict)) and not (
+                kind is SIZE and isinstance(value, (dict, str))
+            ):
                 raise wrong_type(name, kind, value)
             _bounded(value, name)
             known[name] = value
@@ -227,13 +228,12 @@ def _bounded(value: Any, name: str, depth: int = 1) -> None:
 def check_values(known: Mapping[str, Any]) -> None:
     """Words and ranges that hold for every model."""
     for name, value in known.items():
-        words = WORDS.get(name)
-        if words is not None and value not in words:
-            raise wrong_value(
-                name, f"Invalid value: '{value[:64]}'. Supported values are: {', '.join(map(repr, words))}."
-            )
-        bounds = RANGES.get(name)
-        if bounds is not None:
+        if (words := WORDS.get(name)) is not None:
+            if value not in words:
+                raise wrong_value(
+                    name, f"Invalid value: '{value[:64]}'. Supported values are: {', '.join(map(repr, words))}."
+                )
+        elif (bounds := RANGES.get(name)) is not None:
             least, most = bounds
             if value < least:
                 raise RequestError(
@@ -243,8 +243,8 @@ def check_values(known: Mapping[str, Any]) -> None:
                 raise RequestError(400, f"'{name}' must be at most {most}.", code="integer_above_max_value", param=name)
     if known.get("background") == "transparent" and known.get("output_format") == "jpeg":
         raise wrong_value("background", "Transparent background is not supported with output_format 'jpeg'.")
-    for name, most in (("prompt", MAX_PROMPT), ("user", _MAX_USER), ("safety_identifier", _MAX_USER)):
-        if len(known.get(name, "")) > most:
+    for name, most in _LENGTHS:
+        if (text := known.get(name)) is not None and len(text) > most:
             raise RequestError(
                 400, f"'{name}' is longer than {most} characters.", code="string_above_max_length", param=name
             )
@@ -257,10 +257,10 @@ def check_values(known: Mapping[str, Any]) -> None:
 
 def read_n(known: Mapping[str, Any]) -> int:
     """``n``, or fal's name for it."""
-    n, other = known.get("n"), known.get("num_images")
-    if n is not None and other is not None and n != other:
+    n: int = known.get("n") or known.get("num_images") or 1  # neither can be 0
+    if known.get("num_images", n) != n:
         raise wrong_value("num_images", "'n' and 'num_images' mean the same and differ; send one of them.")
-    return int(n if n is not None else other if other is not None else 1)
+    return n
 
 
 def read_size(known: Mapping[str, Any], warnings: list[Warn]) -> ImageSize | None:
@@ -291,7 +291,7 @@ def read_size_policy(known: Mapping[str, Any], headers: Mapping[bytes, bytes], w
     if policy is None and (raw := headers.get(b"x-pixelroute-size-policy")) is not None:
         policy = raw.decode("latin-1").strip().lower()
         check_values({"size_policy": policy})
-    if policy is None and any(warning.code == "size_derived" for warning in warned):
+    if policy is None and warned and any(warning.code == "size_derived" for warning in warned):
         return "nearest"
     return policy
 
@@ -300,11 +300,14 @@ def _size(name: str, text: str) -> ImageSize | None:
     if text == "auto":
         return None
     try:
-        return ImageSize.parse(text)
+        return _parsed(text)
     except ValueError:
         raise wrong_value(
             name, f"Invalid size '{text[:40]}'. Use 'auto' or WIDTHxHEIGHT in pixels, such as '1024x1024'."
         ) from None
+
+
+_parsed = lru_cache(1024)(ImageSize.parse)
 
 
 def _image_size(value: str | dict[str, Any]) -> ImageSize | None:
@@ -413,6 +416,8 @@ def _listed(text: str) -> list[str]:
 def read_preferences(body: Mapping[str, Any] | None, headers: Mapping[bytes, bytes]) -> Preferences:
     """The body's ``provider`` object over the ``X-Pixelroute-*`` headers. An unknown key is refused: it was meant to
     rule something out, and would not."""
+    if not body and headers.keys().isdisjoint(_ASKING):
+        return NO_PREFERENCES
     asked: dict[str, Any] = {}
     for name, header in HEADERS.items():
         raw = headers.get(header)
@@ -458,6 +463,7 @@ HEADERS = {
     "exclude_tags": b"x-pixelroute-exclude-tags",
     "allow_fallbacks": b"x-pixelroute-allow-fallbacks",
 }
+_ASKING = frozenset(HEADERS.values())
 
 
 def _from_header(name: str, text: str) -> Any:

@@ -147,25 +147,27 @@ def from_data_url(text: str, param: str) -> bytes | None:
 def _request(
     operation: Operation, known: dict[str, Any], extra: dict[str, Any], default_model: str | None, headers: Headers
 ) -> ImageRequest:
-    if operation is not Operation.VARIATION:
+    get, varies = known.get, operation is Operation.VARIATION
+    if not varies:
         _require_prompt(known)
     models = fields.read_models(known, headers)
-    model = known.get("model")
+    model = get("model")
     if model is None:
         model, models = (models[0], models[1:]) if models else (default_model, models)
     if model is None:
         raise fields.missing("model")
     fields.check_values(known)
-    if known.get("prompt") == "" and operation is not Operation.VARIATION:
+    prompt = get("prompt", "")
+    if not prompt and not varies:
         raise fields.wrong_value("prompt", "'prompt' must not be empty.")
     if model == "":
         raise fields.wrong_value("model", "'model' must not be empty.")
     warnings: list[Warn] = []
     n = fields.read_n(known)
     size = fields.read_size(known, warnings)
-    stream = bool(known.get("stream", False)) and operation is not Operation.VARIATION
-    later = known.get("later", False) or _prefers_async(headers)
-    if stream and known.get("later"):
+    stream = not varies and get("stream", False)
+    later = get("later", False) or _prefers_async(headers)
+    if stream and get("later"):
         raise fields.wrong_value("background", "A request that runs in the background cannot be streamed.")
     for name in fields.PASSED_ON:
         if name in known:
@@ -173,29 +175,29 @@ def _request(
     return ImageRequest(
         operation=operation,
         model=model,
-        prompt=known.get("prompt", ""),
+        prompt=prompt,
         n=n,
         size=size,
         size_policy=fields.read_size_policy(known, headers, warnings),
-        quality=known.get("quality"),
-        background=known.get("background"),
-        output_format=known.get("output_format"),
-        output_compression=known.get("output_compression"),
-        moderation=known.get("moderation"),
-        style=known.get("style"),
-        input_fidelity=known.get("input_fidelity"),
-        seed=known.get("seed"),
-        response_format="b64_json" if stream else known.get("response_format"),  # events carry base64 whatever is asked
+        quality=get("quality"),
+        background=get("background"),
+        output_format=get("output_format"),
+        output_compression=get("output_compression"),
+        moderation=get("moderation"),
+        style=get("style"),
+        input_fidelity=get("input_fidelity"),
+        seed=get("seed"),
+        response_format="b64_json" if stream else get("response_format"),  # events carry base64 whatever is asked
         stream=stream,
-        partial_images=known.get("partial_images", 0) if stream else 0,
-        user=known.get("safety_identifier") or known.get("user"),
+        partial_images=get("partial_images", 0) if stream else 0,
+        user=get("safety_identifier") or get("user"),
         extra=extra,
         models=models,
         deadline_s=fields.read_deadline(headers, waits=not (stream or later)),
-        preferences=fields.read_preferences(known.get("provider"), headers),
+        preferences=fields.read_preferences(get("provider"), headers),
         warnings=tuple(warnings),
         later=later,
-        webhook_url=known.get("webhook_url"),
+        webhook_url=get("webhook_url"),
     )
 
 
