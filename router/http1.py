@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import httptools
 import httpx
 
+from router.deadline import Deadline
+
 READ_AHEAD = 256 * 1024  # bytes of an answer that may wait for their reader
 OVERHEAD = 64 * 1024  # bytes an answer may bring before, between and after those of its body
 MAX_HEADERS = 256
@@ -106,7 +108,7 @@ class Answer(httpx.AsyncByteStream):
             if self._read_s is None:
                 await self._waiter
             else:
-                async with asyncio.timeout(self._read_s):
+                with Deadline(self._read_s):
                     await self._waiter
         except TimeoutError:
             await self.aclose()

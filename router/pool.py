@@ -28,6 +28,7 @@ import httpx
 from aiohappyeyeballs import start_connection
 
 from router.blob import Blob
+from router.deadline import Deadline
 from router.http1 import Answer, Connection, Failures, Origin, translated, written
 from router.whole import Whole
 
@@ -150,7 +151,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def _slot(self, request: httpx.Request, patience_s: float | None) -> None:
         assert self._slots is not None
         try:
-            async with asyncio.timeout(patience_s):
+            with Deadline(patience_s):
                 await self._slots.acquire()
         except TimeoutError:
             raise httpx.PoolTimeout("no connection became free in time", request=request) from None
@@ -169,7 +170,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol("only http and https are spoken", request=request)
         try:
-            async with asyncio.timeout(patience_s):
+            with Deadline(patience_s):
                 return await self._connect(origin)
         except AddressRefused as error:
             error.request = request

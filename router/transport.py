@@ -26,6 +26,7 @@ import httpx
 
 from router import __version__
 from router.bounded import TooLarge, Turns, pieces, whole
+from router.deadline import Deadline
 from router.errors import Billed, ErrorKind, ProviderError
 from router.pool import AddressRefused
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
@@ -111,13 +112,12 @@ class Transport:
         """
         attempt = _Attempt(self, provider, auth, max_bytes or self._max_response_bytes, timeout_s, resumed)
         try:
-            with closing(flow):
-                async with asyncio.timeout(timeout_s) as deadline:
-                    result = await attempt.drive(flow, on_job, on_partial)
+            with closing(flow), Deadline(timeout_s) as deadline:
+                result = await attempt.drive(flow, on_job, on_partial)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            late = isinstance(error, TimeoutError) and deadline.expired()
+            late = isinstance(error, TimeoutError) and deadline.expired
             raise attempt.failure(error, timeout_s if late else None) from error
         finally:
             await attempt.aclose()
@@ -133,10 +133,10 @@ class Transport:
         """One exchange by itself, such as a cancellation. Raises ProviderError like ``run``."""
         attempt = _Attempt(self, provider, auth, self._max_response_bytes, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s) as deadline:
+            with Deadline(timeout_s) as deadline:
                 return await attempt.exchange(call)
         except Exception as error:
-            late = isinstance(error, TimeoutError) and deadline.expired()
+            late = isinstance(error, TimeoutError) and deadline.expired
             raise attempt.failure(error, timeout_s if late else None) from error
         finally:
             await attempt.aclose()
@@ -151,7 +151,7 @@ class Transport:
         trust = self.trust(provider)
         reason = "it took too long"
         try:
-            async with asyncio.timeout(timeout_s):
+            with Deadline(timeout_s):
                 for delay_s in (*RETRY_DELAYS_S, None):
                     try:
                         return await self._get(httpx.URL(url), trust, max_bytes)
@@ -180,7 +180,7 @@ class Transport:
         Raises ValueError with a text for the client.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            with Deadline(timeout_s):
                 return (await self._get(httpx.URL(url), None, max_bytes))[0]
         except TimeoutError:
             raise ValueError(f"the URL did not answer within {timeout_s:g} seconds") from None
@@ -212,7 +212,7 @@ class Transport:
                 content=body,
                 extensions={"timeout": {"connect": CONNECT_S, "pool": CONNECT_S, "read": timeout_s}},
             )
-            async with asyncio.timeout(timeout_s):
+            with Deadline(timeout_s):
                 response = await pool.handle_async_request(request)
                 await response.aclose()
                 return response.status_code

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from router.api.reply import RawHeaders, encode_error
+from router.deadline import Deadline
 from router.errors import SERVER, RequestError
 from router.ids import new_id
 from router.types import Caller
@@ -216,7 +217,7 @@ async def fail(exchange: Exchange, send: Send, error: Exception, receive: Receiv
     )
     await send({"type": "http.response.body", "body": body, "more_body": True})
     try:
-        async with asyncio.timeout(2.0):
+        with Deadline(2.0):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                 pass
     except TimeoutError:
@@ -269,9 +270,8 @@ class Intake:
         self, exchange: Exchange, receive: Receive, reservation: Reservation, take: Callable[[bytes], object]
     ) -> None:
         """Give the body to ``take`` as it arrives."""
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._idle_s) as patience:
+            with Deadline(self._idle_s) as patience:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -286,7 +286,7 @@ class Intake:
                         take(chunk)
                     if not message.get("more_body", False):
                         return
-                    patience.reschedule(loop.time() + self._idle_s)
+                    patience.again()
         except TimeoutError:
             raise RequestError(
                 408, "The request body did not arrive in time.", code="request_timeout", headers={"Connection": "close"}
