@@ -13,4 +13,4 @@ _random = random.Random(os.urandom(32))  # noqa: S311 - ids are no secrets
 
 def new_id(prefix: str) -> str:
     """``prefix_``, 48 bits of milliseconds and 80 random bits, as hexadecimal digits."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{_random.getrandbits(80):020x}"
+    return f"{prefix}_{time.time_ns() // 1_000_000 << 80 | _random.getrandbits(80):032x}"

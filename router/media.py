@@ -10,6 +10,7 @@ import binascii
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from struct import Struct, unpack_from
 from struct import error as StructError
 
@@ -99,12 +100,17 @@ def probe(data: Bytes) -> Probe | None:
         return None
     if size is None or size[0] <= 0 or size[1] <= 0:
         return None
+    return _found(form, size)
+
+
+@lru_cache(4096)
+def _found(form: str, size: tuple[int, int]) -> Probe:
     return Probe(form, ImageSize(*size))
 
 
 def probe_base64(text: Blob) -> Probe | None:
     """The same from base64 text, decoding only as much of its head as the header needs (a multiple of 4 each time)."""
-    for length in (512, 4096, 65536, 1048576, len(text) + 3):
+    for length in (64, 512, 4096, 65536, 1048576, len(text) + 3):
         head = text.head(length - length % 4)
         try:
             # The standard decoder keeps the interpreter lock: on a few bytes, giving it away costs more than the work.

@@ -10,6 +10,7 @@ import asyncio
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -90,24 +91,21 @@ def metadata_of(completed: Completed, request: ImageRequest) -> dict[str, Any]:
         "executed_model": completed.executed_model,
         "provider": completed.provider,
         "provider_name": completed.provider_name,
-        **_cost(completed),
+        "cost": money_text(completed.cost_nanos),
         "cost_currency": completed.currency,
         "basis": completed.basis,
-        "line_items": list(completed.items),
+        "line_items": completed.items,
         "attempts": [_attempt(attempt) for attempt in completed.attempts],
-        "warnings": [warning.as_dict() for warning in _warnings(completed, request)],
+        "warnings": [warning.as_dict() for warning in dict.fromkeys((*request.warnings, *completed.warnings))],
         "reason": completed.reason,
     }
+    if completed.basis == "unpriced":
+        del metadata["cost"]  # what is unknown is not zero
     if completed.seed is not None:
         metadata["seed"] = completed.seed
     if completed.routing is not None:
         metadata["routing"] = completed.routing
     return metadata
-
-
-def _cost(completed: Completed) -> dict[str, str]:
-    """The money; left out where no price was in force, because what is unknown is not zero."""
-    return {} if completed.basis == "unpriced" else {"cost": money_text(completed.cost_nanos)}
 
 
 def _attempt(attempt: AttemptSummary) -> dict[str, Any]:
@@ -124,10 +122,6 @@ def _attempt(attempt: AttemptSummary) -> dict[str, Any]:
     if attempt.error is not None:
         summary["error"] = attempt.error
     return summary
-
-
-def _warnings(completed: Completed, request: ImageRequest) -> list[Any]:
-    return list(dict.fromkeys((*request.warnings, *completed.warnings)))
 
 
 def echoed_quality(completed: Completed, request: ImageRequest) -> str | None:
@@ -215,16 +209,18 @@ def completed_headers(completed: Completed, overhead_s: float) -> RawHeaders:
     headers = [
         (b"x-pixelroute-provider", _printable(completed.provider)),
         (b"x-pixelroute-model", _printable(completed.executed_model)),
-        (b"x-pixelroute-request-id", _printable(completed.request_id)),
-        *((b"x-pixelroute-cost", cost.encode()) for cost in _cost(completed).values()),
+        (b"x-pixelroute-request-id", completed.request_id.encode()),
         (b"x-pixelroute-attempts", b"%d" % len(completed.attempts)),
         (b"x-pixelroute-overhead-ms", b"%.2f" % (max(0.0, overhead_s) * 1000)),
     ]
+    if completed.basis != "unpriced":
+        headers.append((b"x-pixelroute-cost", money_text(completed.cost_nanos).encode()))
     if completed.reason and len(completed.reason) <= 200:
         headers.append((b"x-pixelroute-reason", _printable(completed.reason)))
     return headers
 
 
+@lru_cache(4096)
 def _printable(text: str) -> bytes:
     if text.isascii() and text.isprintable():
         return text.encode("ascii")
