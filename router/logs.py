@@ -7,6 +7,7 @@ that was registered, wherever it hides (an exception's text, a URL, a header quo
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -158,13 +159,15 @@ class RequestLog:
     """Writes the one line of each request: JSON, put together by whoever knows the request.
 
     It passes none of the layers above, which would cost more than the line: it holds nothing but numbers and ids of our
-    own making and words that ``word`` has looked through.
+    own making and words that ``word`` has looked through. Lines of one turn of the event loop are written together.
     """
 
     def __init__(self, redact: Redactor, out: IO[bytes]) -> None:
         self.word = redact.word
         self._out = out
         self._second, self._date = 0, ""
+        self._lines: list[bytes] = []
+        self._writes: asyncio.AbstractEventLoop | None = None  # the loop that is going to
 
     def line(self, level: str, fields: str) -> None:
         """``fields``: the inside of a JSON object."""
@@ -173,7 +176,21 @@ class RequestLog:
         if second != self._second:
             self._second, self._date = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         at = f"{self._date}.{int((now - second) * 1000):03}Z"
-        self._out.write(f'{{"ts":"{at}","level":"{level}","event":"request",{fields}}}\n'.encode())
+        self._lines.append(f'{{"ts":"{at}","level":"{level}","event":"request",{fields}}}\n'.encode())
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write()
+        else:
+            if self._writes is not loop:
+                self._writes = loop
+                loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._writes = None
+        lines = b"".join(self._lines)
+        self._lines.clear()
+        self._out.write(lines)
         self._out.flush()
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from router.logs import REDACTED, Redactor, configure_logs
+from router.logs import REDACTED, Redactor, RequestLog, configure_logs
 
 
 class Out(io.TextIOWrapper):
@@ -228,3 +229,27 @@ def test_a_line_costs_at_most_ten_microseconds(out: Out) -> None:
         return (time.process_time() - started) / lines * 1e6
 
     assert min(round_us() for _ in range(5)) < 20
+
+
+def test_lines_of_one_turn_of_the_loop_are_written_together() -> None:
+    class Counted(io.BytesIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            return super().write(data)
+
+    out = Counted()
+    log = RequestLog(Redactor(), out)
+
+    async def turn() -> None:
+        before = out.writes
+        log.line("info", '"n":1')
+        log.line("error", '"n":2')
+        assert out.writes == before
+        await asyncio.sleep(0)
+
+    for _ in range(2):  # a loop that is new has not been asked yet
+        asyncio.run(turn())
+    assert out.writes == 2
+    assert [json.loads(line)["n"] for line in out.getvalue().splitlines()] == [1, 2, 1, 2]
