@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from router import sandbox as emulator
 from router.app import StartError, build
@@ -59,7 +61,7 @@ async def _serve(
             app,
             host=host,
             port=port,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             log_config=None,
             access_log=False,
@@ -86,6 +88,47 @@ async def _serve(
         await server.serve()
         if not server.started:
             raise StartError(f"nothing could be served on {host}:{port}; the log says why")
+
+
+class Joined:
+    """A connection that sends the head of an answer together with the first bytes of its body.
+
+    uvicorn hands them over one after the other, and uvloop sends at once: two system calls and two packets, 6 us more
+    of an answer's CPU. A head whose body takes longer goes at the end of the loop's turn.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines((head, data))
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            asyncio.get_running_loop().call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.write(head)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with heads and bodies joined."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(cast(asyncio.Transport, Joined(transport)))
 
 
 class _Server(uvicorn.Server):
