@@ -186,7 +186,7 @@ class Metrics:
         return self._family(name, GaugeMetricFamily, help, labels, Number)
 
     def histogram(self, name: str, help: str, bounds: Sequence[float], **labels: Iterable[str]) -> Family[Distribution]:
-        return self._family(name, HistogramMetricFamily, help, labels, partial(Distribution, bounds))
+        return self._family(name, HistogramMetricFamily, help, labels, partial(Distribution, [*map(float, bounds)]))
 
     def _family(
         self, name: str, kind: Callable[..., Any], help: str, labels: Mapping[str, Iterable[str]], make: Callable[[], S]

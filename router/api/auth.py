@@ -68,7 +68,7 @@ def _sent(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def _digest(secret: bytes) -> bytes:
-    return hashlib.sha256(secret).digest()
+    return hashlib.blake2b(secret, digest_size=32).digest()  # as good as SHA-256 here, at half its cost
 
 
 def _retries(sent: bytes | None) -> int:

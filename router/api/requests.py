@@ -157,7 +157,6 @@ class Requests:
             record.begun.add_done_callback(asyncio.Future.exception)  # nobody may be waiting for it
         self._running[record.request_id] = record
         record.task = asyncio.create_task(self._run(record, work, reservation))
-        record.task.add_done_callback(_looked_at)
 
     async def accepted(self, record: Record) -> None:
         """Return when a restart cannot lose the request any more. RequestError if it cannot be kept."""
@@ -247,6 +246,8 @@ class Requests:
             record.error = RequestError(503, "The router was stopped.", code="cancelled", type=SERVER)
             raise
         except Exception as error:
+            if record.task is not None:
+                record.task.add_done_callback(_looked_at)
             refused = as_request_error(error)
             if refused.status == 500 and record.later:  # nobody is there who would report it
                 log.error("unhandled error", exc_info=error, extra={"request_id": record.request_id})
@@ -448,7 +449,7 @@ def _message(request_id: str) -> str:
     return f"msg_{request_id}"
 
 
-def _looked_at(task: asyncio.Task[Completed]) -> None:
+def _looked_at(task: asyncio.Future[Completed]) -> None:
     """The outcome is in the record; asyncio need not complain that nobody fetched it."""
     if not task.cancelled():
         task.exception()
