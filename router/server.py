@@ -100,6 +100,7 @@ class Joined:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._head: bytes | None = None
+        self._loop = asyncio.get_running_loop()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -110,7 +111,7 @@ class Joined:
             self._transport.writelines((head, data))
         elif data.startswith(b"HTTP/1.1 "):
             self._head = data
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         else:
             self._transport.write(data)
 

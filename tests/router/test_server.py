@@ -36,7 +36,7 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def joined(wire: Wire) -> Joined:
+async def joined(wire: Wire) -> Joined:
     return Joined(cast(asyncio.Transport, wire))
 
 
