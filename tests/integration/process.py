@@ -106,6 +106,10 @@ class RouterProcess:
         lines = [json.loads(line) for line in whole.split("\n") if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
+    def left(self) -> list[dict[str, Any]]:
+        """The log lines of requests whose client left, of which no line of an earlier answer can come in between."""
+        return [line for line in self.events("request") if line["outcome"] == "cancelled"]
+
     def line(self, answer: Any) -> dict[str, Any]:
         """The log line of an answered request, which the router writes after the client has the answer."""
         wanted = answer.headers["x-request-id"]
