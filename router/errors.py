@@ -41,8 +41,8 @@ class RequestError(Exception):
         self.code = code
         self.param = param
         self.type = type
-        self.retry = retry  # x-should-retry: a blind re-send by the client's SDK may buy the picture again
-        self.retry_after_s = retry_after_s
+        self.retry = retry  # whether sending it again can help: a blind re-send by a client's SDK may buy it twice
+        self.retry_after_s = retry_after_s  # when, where that is known
         self.headers = dict(headers or {})
         self.details = dict(details or {})  # extra keys inside the error object
 
@@ -85,7 +85,7 @@ class Consequence:
     status: int  # if it is the last word
     type: str
     code: str
-    retry: bool  # x-should-retry of the final answer, unless something may have been billed: then never
+    retry: bool  # whether a client may send it again, unless something may have been billed: then never
 
 
 CONSEQUENCES: Mapping[ErrorKind, Consequence] = {

@@ -11,6 +11,8 @@ from router.ledger.reports import AttemptRecord
 from router.routing import Decision, Infeasible
 from router.types import AttemptSummary
 
+SOON_S = 60.0  # a wait that clients do by themselves: OpenAI's for JavaScript waits for no longer
+
 
 def infeasible(error: Infeasible) -> RequestError:
     """No target can meet the constraints; the nearest one is named with what it misses."""
@@ -24,17 +26,21 @@ def infeasible(error: Infeasible) -> RequestError:
 
 
 def exhausted(model: str, decision: Decision) -> RequestError:
-    """No target may be tried now, and none has been. Where all are to be left alone for a while, that is a 429."""
+    """No target may be tried now, and none has been. Where all are to be left alone for a while, that is a 429.
+
+    It is worth sending again only where a target is known to be back soon.
+    """
     candidates = {c.target: c.excluded_by for c in decision.candidates}
     if set(candidates.values()) == {"rate_limited"}:
         return _limited(model, decision.retry_after_s, {"attempts": [], "candidates": candidates})
+    after_s = decision.retry_after_s
     return RequestError(
         503,
         f"No provider of {model} can take requests at the moment.",
         code="all_providers_failed",
         type=SERVER,
-        retry=True,
-        retry_after_s=decision.retry_after_s or 5.0,
+        retry=after_s is not None and after_s <= SOON_S,
+        retry_after_s=after_s,
         details={"attempts": [], "candidates": candidates},
     )
 
@@ -54,7 +60,7 @@ def _limited(model: str, retry_after_s: float | None, details: Mapping[str, obje
 def failed(
     model: str, attempts: Sequence[AttemptSummary], error: ProviderError, *, late: bool, retry_after_s: float | None
 ) -> RequestError:
-    """The last attempt failed with ``error``. ``x-should-retry`` is true only if nothing may have been billed.
+    """The last attempt failed with ``error``. It may be sent again only if nothing may have been billed.
 
     ``late``: the request's time is over. ``retry_after_s``: the least that a provider asked to wait.
     """

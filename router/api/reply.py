@@ -228,10 +228,19 @@ def _printable(text: str) -> bytes:
 
 
 def encode_error(error: RequestError) -> tuple[bytes, RawHeaders]:
-    """The error object, and the headers that tell clients whether sending it again can help."""
+    """The error object, and the headers that tell clients whether and when sending it again can help.
+
+    Where it helps after a known time, that time is told and no ``x-should-retry``: clients try such statuses again by
+    themselves, and one that would have to wait for too long may decide not to.
+    """
     body = dump(error.body())
-    headers: RawHeaders = [(b"x-should-retry", b"true" if error.retry else b"false")]
+    headers: RawHeaders = []
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+        headers.append((b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after_s * 1000))))
+    if not error.retry:
+        headers.append((b"x-should-retry", b"false"))
+    elif error.retry_after_s is None:
+        headers.append((b"x-should-retry", b"true"))
     headers += [(name.lower().encode("latin-1"), _printable(value)) for name, value in error.headers.items()]
     return body, headers

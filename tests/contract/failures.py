@@ -210,8 +210,11 @@ def _(walk: Walk) -> None:
     for answer in (walk.late, walk.generate(model="sandbox-billed-error"), walk.generate(model="sandbox-text-only")):
         assert answer.status_code >= 500
         assert answer.headers["x-should-retry"] == "false"
-    assert walk.limited.headers.get("x-should-retry") != "false"
-    assert walk.limited.headers["retry-after"]
+    for _ in range(2):  # the second time nobody is even asked: all are to be left alone for a short time
+        waits = walk.generate(model="sandbox-rate-limited")
+        assert waits.status_code == 429
+        assert "x-should-retry" not in waits.headers
+        assert 1000 * (int(waits.headers["retry-after"]) - 1) < int(waits.headers["retry-after-ms"]) <= 3000
 
 
 @row("X27", "408 and 409, which clients repeat, are kept for what is to be repeated")

@@ -584,6 +584,27 @@ async def test_when_all_limit_requests_the_client_is_told_when_to_come_back(hous
     assert (error.status, error.code, error.retry, error.retry_after_s) == (429, "rate_limit_exceeded", True, 4.0)
 
 
+@pytest.mark.parametrize(("pause_s", "again"), [(20.0, True), (90.0, False), (None, False)])
+async def test_x26_where_nobody_may_be_asked_it_is_sent_again_only_if_that_helps_soon(house, pause_s, again):
+    for target in ("fal/flux", "gpu-spot/flux"):
+        house.selector.drain(target)  # nobody knows for how long
+    if pause_s is None:
+        house.selector.drain("gpu-fast/flux")
+    else:
+        house.wire.answers["gpu-fast"] = [
+            ProviderError(ErrorKind.RATE_LIMITED, "slow down", retry_after_s=pause_s),
+        ]
+        with pytest.raises(RequestError):
+            await house.run(ask(deadline_s=5.0))
+    sent = len(house.wire.sent)
+    with pytest.raises(RequestError) as caught:
+        await house.run(ask())
+    error = caught.value
+    assert (error.status, error.code, error.retry) == (503, "all_providers_failed", again)
+    assert error.retry_after_s == (pytest.approx(pause_s, abs=1.0) if pause_s else None)
+    assert len(house.wire.sent) == sent
+
+
 async def test_when_everything_fails_a_client_that_repeats_would_pay_again(house):
     for provider in ("fal", "gpu-fast", "gpu-spot"):
         house.wire.answers[provider] = [ProviderError(ErrorKind.SERVER_ERROR, "boom", billed=Billed.MAYBE)]

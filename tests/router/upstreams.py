@@ -41,7 +41,7 @@ class Case:
     again: dict[str, int]
     status: int  # of the last word, and its code
     code: str
-    resend: bool = False  # x-should-retry: a client's SDK may send it again
+    resend: bool = False  # a client's SDK may send it again
 
 
 ONCE = {NO: 1, MAYBE: 1, PAID: 1}
