@@ -36,6 +36,7 @@ from router.gateway import Gateway
 from router.ids import new_id
 from router.ledger import Ledger, Reports, Unresolved
 from router.ledger.reports import CostRow
+from router.limits import Limiter
 from router.mediastore import Blobs, Directory, MediaStore
 from router.offers import Agreements, Offers
 from router.pool import PoolTransport, is_public
@@ -170,6 +171,12 @@ def drawn(settings: Settings) -> dict[str, int]:
                         nanos = int(Decimal(item["quantity"]).scaleb(9))
                         used[item["label"]] = used.get(item["label"], 0) + nanos
     return used
+
+
+def limiters_for(settings: Settings) -> list[Limiter]:
+    """What holds client keys to their rate limits: those of them that have any."""
+    limits = {key.name: key.limits for key in settings.keys} or {Caller().key: settings.limits.per_key}
+    return [Limiter(key, limited) for key, limited in limits.items() if limited.any]
 
 
 # --- a running router -------------------------------------------------------------------------------------------
@@ -542,6 +549,8 @@ def build(settings: Settings) -> tuple[Starlette, Runtime]:
         started=runtime.telemetry.request_started,
         media=runtime.store,
         requests=runtime.requests,
+        limiters=limiters_for(settings),
+        routers=lambda: 1 + runtime.shared()[1],
     )
     found += routing_routes(Steering(runtime), settings.keys, settings.admin_key)
     found += console_routes(Figures(runtime), settings.models.values(), admits(settings))

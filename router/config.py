@@ -10,13 +10,14 @@ import base64
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_price_books, load_terms
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
+from router.limits import NO_LIMITS, RateLimits
 from router.routing import PRESETS, Prior, RoutingSettings
 from router.types import (
     MAX_PROMPT,
@@ -54,6 +55,7 @@ class Limits:
     request_timeout_s: float = 280.0  # below the 300 s at which Node's fetch gives up
     job_timeout_s: float | None = None  # the same for a job, which no client waits for; None: Settings.job_timeout_s
     max_attempts: int = 3
+    per_key: RateLimits = NO_LIMITS  # of each client key that says nothing else
     drain_s: float = 120.0  # how long a stopping router lets running generations finish
 
 
@@ -124,6 +126,7 @@ class ClientKey:
     tags: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()  # slugs this key may use; empty: all
     preferences: Preferences = NO_PREFERENCES
+    limits: RateLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,13 +408,17 @@ def _tagged(model: Model, providers: Mapping[str, Provider]) -> Model:
     return replace(model, targets=tuple(replace(target, tags=tags(target)) for target in model.targets))
 
 
-def _client_keys(section: Section, env: Mapping[str, str], keyless: bool) -> Iterator[ClientKey]:
+def _client_keys(
+    section: Section, env: Mapping[str, str], keyless: bool, rates: dict[str, dict[str, int | None]]
+) -> Iterator[ClientKey]:
+    """The client keys of a file; what each says of its rate limits is noted in ``rates``."""
     for name, part in section.sections("keys"):
         part.text("secret_env", required=True)
         secret = _secret(part, "secret_env", env, keyless)
         tags = {tag: str(value) for tag, value in part.mapping("tags").items()}
         team, project, models = part.text("team"), part.text("project"), part.texts("models")
         preferences = _preferences(part.section("preferences"))
+        rates[name] = _rates(part.section("limits"))
         part.done()
         if secret is not None:
             yield ClientKey(name, secret, team, project, tags, models, preferences)
@@ -454,6 +461,7 @@ def load(
     weights: dict[str, tuple[float, int]] = {}
     defaults: dict[Operation, str] = {}
     keys: dict[str, ClientKey] = {}
+    rates: dict[str, dict[str, int | None]] = {}  # of the keys
     routing, limits, media = RoutingSettings(), Limits(), MediaSettings()
     webhooks: WebhookSettings | None = None
     ledger_url: str | None = None
@@ -487,7 +495,7 @@ def load(
             if chosen := default.text(operation.value):
                 defaults[operation] = chosen
         default.done()
-        keys |= {key.name: key for key in _client_keys(root, env, keyless)}
+        keys |= {key.name: key for key in _client_keys(root, env, keyless, rates)}
         root.read.add("keys")
         routing = _routing(root.section("routing"), routing)
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
@@ -531,7 +539,7 @@ def load(
         priors=priors,
         weights=weights,
         defaults=defaults,
-        keys=tuple(keys.values()),
+        keys=tuple(replace(key, limits=replace(limits.per_key, **rates.get(key.name, {}))) for key in keys.values()),
         books=books,
         terms=terms,
         ledger_url=env.get("PIXELROUTE_LEDGER") or ledger_url or _default_ledger(sandbox is not None),
@@ -621,10 +629,21 @@ def _limits(section: Section, before: Limits) -> Limits:
         request_timeout_s=section.number_or("request_timeout_s", before.request_timeout_s, least=0.1),
         job_timeout_s=section.number("job_timeout_s", least=0.1) or before.job_timeout_s,
         max_attempts=section.integer("max_attempts", before.max_attempts, least=1),
+        per_key=replace(before.per_key, **_rates(section.section("per_key"))),
         drain_s=section.number_or("drain_s", before.drain_s),
     )
     section.done()
     return built
+
+
+def _rates(section: Section) -> dict[str, int | None]:
+    """The limits that are named; None where one is lifted, which is written as null."""
+    known = [each.name for each in fields(RateLimits)]
+    named = [name for name in known if name in section.data]
+    found = {name: section.integer(name, 1, least=1) if section.data[name] is not None else None for name in named}
+    section.read.update(known)
+    section.done()
+    return found
 
 
 def _media(section: Section, before: MediaSettings, env: Mapping[str, str], keyless: bool) -> MediaSettings:

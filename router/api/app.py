@@ -22,6 +22,7 @@ from router.api.ops import Health, Metrics, MetricsPage, Readiness, Ready
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import encode_error
 from router.api.requests import Requests, RequestState
+from router.limits import Limiter
 from router.mediastore import PATH, MediaStore
 
 MIB = 1024 * 1024
@@ -40,8 +41,14 @@ def routes(
     ready: Ready = dict,
     metrics: Metrics | None = None,
     started: Callable[[str], None] = lambda operation: None,
+    limiters: Iterable[Limiter] = (),
+    routers: Callable[[], int] = lambda: 1,
 ) -> list[BaseRoute]:
-    """The application's routes, to be mounted at the root. ``requests``: those that keep their results in ``media``."""
+    """The application's routes, to be mounted at the root.
+
+    ``requests``: those that keep their results in ``media``. ``limiters``: of the client keys that have limits, which
+    so many ``routers`` hold together.
+    """
     auth = Authenticator(keys)
     requests = requests or Requests(gateway, media)
     face = Face(
@@ -52,6 +59,8 @@ def routes(
         fetch,
         public_url,
         started,
+        {limiter.key: limiter for limiter in limiters},
+        routers,
     )
     found: list[BaseRoute] = [
         Route("/v1/images/generations", Generations(face), methods=["POST"]),

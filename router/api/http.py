@@ -21,6 +21,7 @@ from router.api.reply import RawHeaders, encode_error
 from router.deadline import Deadline
 from router.errors import SERVER, RequestError
 from router.ids import new_id
+from router.limits import Slot
 from router.types import Caller
 
 log = logging.getLogger("pixelroute.api")
@@ -55,6 +56,7 @@ class Exchange:
     gone: bool = False
     answered: bool = False  # the whole answer has been handed to the server
     completed: Any = None  # router.types.Completed once there is one
+    limits: RawHeaders | tuple[()] = ()  # what the answer says of its key's limits
 
     @property
     def elapsed_s(self) -> float:
@@ -129,6 +131,7 @@ class Front:
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"openai-processing-ms", b"%d" % (exchange.elapsed_s * 1000)),
                     (b"openai-version", b"2020-10-01"),
+                    *exchange.limits,
                 ]
             else:
                 exchange.body_out += len(message.get("body", b""))
@@ -300,13 +303,14 @@ class Intake:
 
 
 class Reservation:
-    """Bytes of one request counted against the bytes in flight."""
+    """What one request holds while it is worked on: bytes in flight, and its place among those of its key."""
 
-    __slots__ = ("_intake", "held")
+    __slots__ = ("_intake", "held", "slot")
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self.held = 0
+        self.slot: Slot | None = None
 
     def grow(self, by: int) -> None:
         if self._intake.in_flight + by > self._intake._in_flight_bytes and self._intake.in_flight > self.held:
@@ -324,6 +328,8 @@ class Reservation:
     def release(self) -> None:
         self._intake.in_flight -= self.held
         self.held = 0
+        if self.slot is not None:
+            self.slot.release()
 
 
 def _declared(exchange: Exchange) -> int | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,7 @@ from router.api.requests import Requests, send_accepted
 from router.api.streaming import Events
 from router.blob import Blob
 from router.errors import RequestError
+from router.limits import Limiter, Slot
 from router.types import ImageRequest, Operation
 
 
@@ -34,6 +36,8 @@ class Face:
     fetch: Fetch | None = None
     public_url: str | None = None
     started: Callable[[str], None] = lambda operation: None  # an observer's: a request of this operation has come in
+    limiters: Mapping[str, Limiter] = field(default_factory=dict)  # by client key
+    routers: Callable[[], int] = lambda: 1  # that hold the limits together
 
     def base_url(self, exchange: Exchange, scope: Scope) -> str:
         """Where clients reach us: the configured address, else what this one used."""
@@ -57,9 +61,12 @@ class Images(Guarded):
         caller = exchange.caller = face.auth.caller(exchange)
         dry_run = exchange.asks("dryRun")
         explain = exchange.asks("explain") or exchange.headers.get(b"x-pixelroute-explain") in (b"1", b"true")
+        limiter = face.limiters.get(caller.key) if not dry_run else None
         reservation = face.intake.reserve(exchange)
         started = False
         try:
+            if limiter is not None:
+                reservation.slot = self._enter(exchange, limiter)
             request = await self.read(exchange, receive, reservation)
             exchange.model = request.model
             if dry_run:
@@ -71,6 +78,8 @@ class Images(Guarded):
             if isinstance(earlier, bytes):
                 await send_json(send, 200, earlier, [(b"idempotent-replayed", b"true")])
                 return
+            if limiter is not None and earlier is None:
+                limiter.images(request.n, time.perf_counter(), face.routers())
             record = earlier or face.requests.start(
                 exchange,
                 request,
@@ -98,6 +107,14 @@ class Images(Guarded):
         body = await encode_completed(completed, request, base_url=base_url)
         headers = completed_headers(completed, exchange.elapsed_s - completed.provider_s)
         await send_json(send, 200, body, headers)
+
+    def _enter(self, exchange: Exchange, limiter: Limiter) -> Slot:
+        """The request's place among those of its key; RequestError 429 if there is none."""
+        now, routers = time.perf_counter(), self._face.routers()
+        try:
+            return limiter.enter(now, routers)
+        finally:
+            exchange.limits = limiter.headers(now, routers)
 
     @abstractmethod
     async def read(self, exchange: Exchange, receive: Receive, reservation: Reservation) -> ImageRequest:

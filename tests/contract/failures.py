@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+from openai import OpenAI
+
 from tests.contract.surface import all_kinds, with_key
 from tests.contract.walk import (
     BODY_BYTES,
     EDIT,
     FAULTS_OF_OURS,
     GENERATE,
+    HURRIED,
     MODEL,
     NARROW,
     PICTURE,
@@ -141,10 +144,29 @@ def _(walk: Walk) -> None:
     refused(walk.http.get(GENERATE), 405, "method_not_allowed", None)
 
 
-@row("X19", "a limit on requests is told as one, with when to try again")
+@row("X19", "a limit on requests is told as one, with when to try again: the providers', and this key's own")
 def _(walk: Walk) -> None:
     refused(walk.limited, 429, "rate_limit_exceeded", None, "requests")
     assert int(walk.limited.headers["retry-after"]) >= 1
+    own = {"authorization": f"Bearer {HURRIED}"}
+    free = walk.http.post(GENERATE + "?dryRun=true", json={"model": MODEL, "prompt": "a lake"}, headers=own)
+    assert (free.status_code, walk.http.get("/v1/models", headers=own).status_code) == (200, 200)
+    made(first := walk.generate(headers=own))
+    assert first.headers["x-ratelimit-limit-requests"] == "40"
+    assert first.headers["x-ratelimit-remaining-requests"] == "39"
+    assert first.headers["x-ratelimit-reset-requests"] == "1.5s"
+    before = walk.costs()
+    for _ in range(100):
+        if (answer := walk.http.post(GENERATE, content=b"{", headers=own)).status_code == 429:
+            break
+    error = refused(answer, 429, "rate_limit_exceeded", None, "requests")  # before the body is looked at
+    assert "40 requests per minute" in error["message"]
+    assert answer.headers["retry-after"] in ("1", "2")
+    assert 0 < int(answer.headers["retry-after-ms"]) <= 1500
+    assert "x-should-retry" not in answer.headers
+    assert walk.costs() == before
+    with OpenAI(base_url=f"{walk.router.base}/v1", api_key=HURRIED) as client:  # it waits by itself
+        assert client.images.generate(model=MODEL, prompt="a lake", size=SMALL, response_format="b64_json").data
 
 
 @row("X20", "an account of ours that is empty is never told as the client's quota")

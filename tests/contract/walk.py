@@ -37,11 +37,13 @@ MODEL = "flux.2-dev-turbo"
 SMALL = "256x256"
 BODY_BYTES = 4_000_000
 NARROW = "a-key-for-one-model"
+HURRIED = "a-key-with-limits"
 
 CONFIG = f"""
 limits: {{request_timeout_s: 5, body_bytes: {BODY_BYTES}}}
 keys:
   narrow: {{secret_env: NARROW_KEY, models: [flux.2-klein-9b]}}
+  hurried: {{secret_env: HURRIED_KEY, limits: {{requests_per_minute: 40, images_per_minute: 1200, in_flight: 30}}}}
 models:
   walk-known-by-another-name:
     aliases: [a-name-that-old-clients-use]
@@ -141,7 +143,7 @@ class Walk:
     def __init__(self, directory: Path) -> None:
         config = directory / "walk.yaml"
         config.write_text(CONFIG)
-        self.router = RouterProcess(directory, speed=0, more=config, env={"NARROW_KEY": NARROW})
+        self.router = RouterProcess(directory, speed=0, more=config, env={"NARROW_KEY": NARROW, "HURRIED_KEY": HURRIED})
         self.http = httpx.Client(base_url=self.router.base, headers={"authorization": f"Bearer {KEY}"}, timeout=60.0)
 
     def close(self) -> int:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pricing import ImageSize
+from router.app import limiters_for
 from router.cli.offline import check_settings
 from router.config import ConfigError, Settings, default_config, load
+from router.limits import RateLimits
 from router.routing import Prior
 from router.types import Operation, Successor
 
@@ -101,6 +103,33 @@ def test_keys_may_stand_in_several_files(tmp_path):
     assert {key.name: key.secret for key in settings.keys} == {"shop": "2", "blog": "3", "default": "4"}
 
 
+def test_every_key_has_the_limits_of_all_but_where_it_says_otherwise(tmp_path):
+    (tmp_path / "keys.yaml").write_text(
+        """
+        keys:
+          shop: {secret_env: SHOP, limits: {requests_per_minute: 600, images_per_minute: null}}
+          blog: {secret_env: BLOG}
+        """
+    )
+    (tmp_path / "first.yaml").write_text(SMALL)
+    (tmp_path / "limits.yaml").write_text("limits: {per_key: {requests_per_minute: 60, images_per_minute: 90}}\n")
+    (tmp_path / "more.yaml").write_text("limits: {per_key: {images_per_minute: 120, in_flight: 8}}\n")
+    paths = [tmp_path / f"{name}.yaml" for name in ("first", "keys", "limits", "more")]
+    settings = load(paths, {"SHOP": "1", "BLOG": "2", "PIXELROUTE_API_KEY": "3"})
+    plain = RateLimits(60, 120, 8)
+    assert {key.name: key.limits for key in settings.keys} == {
+        "shop": RateLimits(600, None, 8),
+        "blog": plain,
+        "default": plain,
+    }
+    assert [limiter.key for limiter in limiters_for(settings)] == ["shop", "blog", "default"]
+    only_shop = load(paths[:2], {"SHOP": "1", "BLOG": "2"})
+    assert [limiter.key for limiter in limiters_for(only_shop)] == ["shop"]
+    nobody = load([paths[0], paths[3]], {})
+    assert [limiter.key for limiter in limiters_for(nobody)] == ["anonymous"]
+    assert limiters_for(load(paths[:1], {})) == []
+
+
 def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
     settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"})
     assert "fal" in settings.providers
@@ -135,6 +164,14 @@ def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
         ("limits: {job_timeout_s: 86400}", "limits.job_timeout_s", "86400 s must be less than media.lifetime_s"),
         ("models: {x: {job_timeout_s: 100000}}", "models.x.job_timeout_s", "must be less than media.lifetime_s"),
         ("keys: {a: {secret_env: NOT_SET}}", "keys.a.secret_env", "NOT_SET is not set"),
+        (
+            "keys: {a: {secret_env: K, limits: {requests_per_minute: 0}}}",
+            "keys.a.limits.requests_per_minute",
+            "at least 1",
+        ),
+        ("keys: {a: {secret_env: K, limits: {in_flight: many}}}", "keys.a.limits.in_flight", "not a text"),
+        ("keys: {a: {secret_env: K, limits: {rpm: 5}}}", "keys.a.limits.rpm", "not a known key"),
+        ("limits: {per_key: {images_per_minute: 1.5}}", "limits.per_key.images_per_minute", "a whole number"),
         ("models: {x: {default_size: 10x}}", "models.x.default_size", "not WIDTHxHEIGHT"),
         ("models: {x: {successor: y}}", "models.x.successor", "'y' is not a model"),
         ("models: {x: {successor: y}, y: {}}", "models.x.successor", "needs retires"),
