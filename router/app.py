@@ -222,6 +222,7 @@ class Runtime:
             job_timeout_s=settings.job_timeout_s,
             agreements=self._agreements,
             refused_elsewhere=settings.refused == "failover",
+            on_disconnect=settings.on_disconnect,
             weights=settings.weights,
         )
         webhooks = self._webhooks(settings.webhooks)

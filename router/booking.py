@@ -261,8 +261,11 @@ def billed(error: ProviderError, provider: Provider) -> Billed:
     return Billed(fact) if fact is not None else CONSEQUENCES[error.kind].billed
 
 
-def outcome(error: ProviderError, cost_nanos: int | None) -> Outcome:
-    """The failure in the selector's vocabulary. ``cost_nanos`` is None where nothing proves what it cost."""
+def outcome(error: ProviderError, cost_nanos: int | None, *, unwanted: bool = False) -> Outcome:
+    """The failure in the selector's vocabulary.
+
+    ``cost_nanos`` is None where nothing proves what it cost; ``unwanted``: its client left.
+    """
     match error.consequence.health:
         case "failure":
             timed_out = error.kind is ErrorKind.NO_ANSWER
@@ -273,7 +276,7 @@ def outcome(error: ProviderError, cost_nanos: int | None) -> Outcome:
         case "blocked":
             return Outcome.blocked()
         case _ if error.kind is ErrorKind.CANCELLED:
-            return Outcome.cancelled(cost_nanos)
+            return Outcome.cancelled(cost_nanos, unwanted=unwanted)
         case _ if error.kind is ErrorKind.REFUSED:
             return Outcome.refused(cost_nanos)
         case _:

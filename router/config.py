@@ -22,6 +22,7 @@ from router.routing import PRESETS, Prior, RoutingSettings
 from router.types import (
     MAX_PROMPT,
     NO_PREFERENCES,
+    ON_DISCONNECT,
     SIZE_POLICIES,
     Model,
     Operation,
@@ -152,6 +153,7 @@ class Settings:
     public_url: str | None = None
     admin_key: str | None = field(default=None, repr=False)  # opens what steers the router
     refused: str = "stop"  # stop, failover: what a content refusal does
+    on_disconnect: str = "finish"  # one of ON_DISCONNECT: what becomes of the work of a client that leaves
     sharing: SharingSettings | None = None  # None: this router learns alone
 
     @property
@@ -270,7 +272,11 @@ def _preferences(section: Section) -> Preferences:
         require_tags=section.texts("require_tags"),
         exclude_tags=section.texts("exclude_tags"),
         allow_fallbacks=section.flag("allow_fallbacks", True),
+        on_disconnect=section.choice("on_disconnect", ON_DISCONNECT, "finish")
+        if "on_disconnect" in section.data
+        else None,
     )
+    section.read.update(("sort", "on_disconnect"))
     section.done()
     return built if built != NO_PREFERENCES else NO_PREFERENCES
 
@@ -468,7 +474,7 @@ def load(
     public_url: str | None = None
     prices_directory: str | None = None
     terms_file: str | None = None
-    undecodable, refused = "reject", "stop"
+    undecodable, refused, on_disconnect = "reject", "stop", "finish"
     sharing = _Meeting()
     origin: dict[str, Section] = {}
 
@@ -509,6 +515,7 @@ def load(
         prices_directory = root.text("prices") or prices_directory
         terms_file = root.text("terms") or terms_file
         undecodable = root.choice("undecodable_inputs", _UNDECODABLE, undecodable)
+        on_disconnect = root.choice("on_disconnect", ON_DISCONNECT, on_disconnect)
         root.done()
 
     if secret := env.get("PIXELROUTE_API_KEY"):
@@ -554,6 +561,7 @@ def load(
         public_url=env.get("PIXELROUTE_PUBLIC_URL") or public_url,
         admin_key=env.get("PIXELROUTE_ADMIN_KEY") or None,
         refused=refused,
+        on_disconnect=on_disconnect,
         sharing=sharing.settings(sandbox is not None),
     )
 

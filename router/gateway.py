@@ -49,6 +49,7 @@ T = TypeVar("T")
 UNSENT = CONSEQUENCES[ErrorKind.NOT_SENT].outcome
 CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
 CALLED_OFF = "The answer of another target was final, so this attempt was called off."
+LEFT = "The client left, and wanted no work to go on without it."
 
 Emit = Callable[[Accepted | PartialImage], Awaitable[None]]
 
@@ -68,9 +69,12 @@ class _Work:
     hurried: bool  # the client said how long it is going to wait
     stretch: float  # how much longer than usual an attempt may take: a job's have their share of its time
     opened: int = 0  # attempts
+    task: asyncio.Task[Any] | None = None  # that the request runs in
+    running: int = 0  # attempts that a provider works on
+    booking: int = 0  # attempts that have ended and are being written down
     race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way at once, where there may be two
     raced_at: float = 0.0  # when the first of them began
-    over: bool = False  # the race has its winner, or must have none
+    over: str | None = None  # why attempts that still run are called off: the race has its winner, or the client left
     shown: bool = False  # the client has seen a partial picture
     tried: list[str] = field(default_factory=list)
     attempts: list[AttemptSummary] = field(default_factory=list)
@@ -113,6 +117,7 @@ class Gateway:
         job_timeout_s: float = 0.0,
         agreements: Agreements | None = None,
         refused_elsewhere: bool = False,
+        on_disconnect: str = "finish",
         weights: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
         self._offers = offers
@@ -134,7 +139,9 @@ class Gateway:
             clock=clock,
         )
         self._refused_elsewhere = refused_elsewhere
+        self._on_disconnect = on_disconnect
         self._weights = weights or {}
+        self._works: dict[str, _Work] = {}  # by request id
         self._running: set[asyncio.Task[Any]] = set()
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
 
@@ -203,13 +210,37 @@ class Gateway:
             hurried=hurried,
             stretch=budget_s / self._timeout_s,
         )
-        task = asyncio.current_task()
+        task = work.task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
+        self._works[request_id] = work
         try:
             return await self._attempts(work, routing)
+        except asyncio.CancelledError:
+            if work.over != LEFT or task.uncancel():  # the router stops
+                raise
+            raise unserved.given_up(work.attempts) from None
         finally:
             self._running.discard(task)
+            self._works.pop(request_id, None)
+
+    def abandon(self, request_id: str) -> bool:
+        """Nobody waits for this request any more. Whether it ends now.
+
+        What is at no provider is given up, and costs nothing. What a provider works on goes on, for it is paid all the
+        same, unless ``on_disconnect`` of the request, its key, its model or the installation says ``cancel``: then it
+        is stopped as the loser of a race is, told to the provider, and booked at what it may cost.
+        """
+        work = self._works.get(request_id)
+        if work is None:
+            return False
+        wish = work.route.preferences.on_disconnect or self._on_disconnect
+        if wish != "cancel" and (work.running or work.booking):
+            return False
+        work.over = LEFT
+        if work.task is not None and not work.booking:  # else it looks by itself, once that is written
+            _cancel((work.task,))
+        return True
 
     async def _attempts(self, work: _Work, routing: bool) -> Completed:
         """Targets in turn, until pictures, a failure that must not be repeated, or the deadline."""
@@ -228,6 +259,8 @@ class Gateway:
                     return await self._finish(attempt, routing)
                 return await self._raced(attempt, after_s, routing)
             except ProviderError as error:
+                if work.over == LEFT:
+                    raise unserved.given_up(work.attempts) from error
                 offer = work.order.offer(work.attempts[-1].target)
                 following = self._selector.after(
                     work.route,
@@ -312,6 +345,7 @@ class Gateway:
     async def _finish(self, attempt: _Attempt, routing: bool) -> Completed:
         """Run the flow, meter, settle. Raises ProviderError with ``billed`` decided."""
         work, offer, opening = attempt.work, attempt.offer, attempt.opening
+        work.running += 1
         self._selector.on_start(offer.target.key, work.route, attempt.started, opening.attempt_id)
         self._observer.attempt_started(offer.target.provider)
         ran: Ran | None = None
@@ -476,9 +510,11 @@ class Gateway:
         self._decided(work, decision, decision.target)
         try:
             return await self._open(work, work.order.offer(decision.target), decision, Role.RESCUE, attempt_id)
-        except RequestError:  # the ledger takes no row, so nothing is sent; the first attempt goes on
+        except (RequestError, asyncio.CancelledError) as error:
             self._selector.on_end(attempt_id, Outcome.neutral(), self._clock.monotonic())
-            return None
+            if isinstance(error, RequestError):
+                return None  # the ledger takes no row, so nothing is sent; the first attempt goes on
+            raise
 
     def _start(self, attempt: _Attempt, routing: bool) -> asyncio.Task[Completed]:
         task = self._keep(self._leg(attempt, routing))
@@ -489,7 +525,8 @@ class Gateway:
         """One attempt of a race. It can be called off from its first step on, so that it is always booked."""
         work = attempt.work
         if work.over:  # while its row was being written; nothing has been sent
-            failure = ProviderError(ErrorKind.CANCELLED, CALLED_OFF, billed=Billed.NO)
+            work.running += 1
+            failure = ProviderError(ErrorKind.CANCELLED, work.over, billed=Billed.NO)
             await self._book_failure(attempt, failure, None)
             raise failure
         task = asyncio.current_task()
@@ -499,7 +536,7 @@ class Gateway:
 
     async def _call_off(self, work: _Work) -> None:
         """End the race: the attempts that still run are stopped, and booked when this returns."""
-        work.over = True
+        work.over = CALLED_OFF
         others = [task for task in work.race if task is not asyncio.current_task() and not task.done()]
         _cancel(others)
         if others:
@@ -519,6 +556,7 @@ class Gateway:
 
     async def _book_success(self, attempt: _Attempt, ran: Ran, result: ImageResult, routing: bool) -> Completed:
         work, offer = attempt.work, attempt.offer
+        work.running, work.booking = work.running - 1, work.booking + 1
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
@@ -546,10 +584,11 @@ class Gateway:
         self, attempt: _Attempt, error: ProviderError | asyncio.CancelledError, ran: Ran | None
     ) -> None:
         work, offer = attempt.work, attempt.offer
+        work.running, work.booking = work.running - 1, work.booking + 1
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         if not isinstance(error, ProviderError):
-            message = CALLED_OFF if work.over else "The router stopped before the answer came."
+            message = work.over or "The router stopped before the answer came."
             error = ProviderError(ErrorKind.CANCELLED, message, billed=Billed.YES if ran is not None else None)
         error.billed = billed = booking.billed(error, offer.provider)
         # What the failed answer proved about its bill; nothing proved: the worst case.
@@ -565,7 +604,8 @@ class Gateway:
         nanos = 0 if billed is Billed.NO else cost.effective_nanos
         # The worst case is for the ledger: held against the waste budget, one such failure could use all of it up.
         proved = nanos if billed is Billed.NO or usage is not None else None
-        self._selector.on_end(attempt.opening.attempt_id, booking.outcome(error, proved), now)
+        told = booking.outcome(error, proved, unwanted=work.over == LEFT)
+        self._selector.on_end(attempt.opening.attempt_id, told, now)
         if not work.race:
             work.provider_s += duration_s
         role = attempt.opening.role
@@ -579,6 +619,7 @@ class Gateway:
                 self._settle(attempt, priced, cost, state, outcome, duration_s, ran=ran, usage=usage, error=error)
             )
         )
+        work.booking -= 1
 
     async def _settle(
         self,

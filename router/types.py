@@ -31,6 +31,13 @@ SIZE_POLICIES = ("exact", "nearest", "fit")
 """
 
 
+ON_DISCONNECT = ("finish", "cancel")
+"""What becomes of work at a provider when the client that waits for it leaves.
+
+``finish``: it goes on, for it is paid all the same, and its result can be asked for. ``cancel``: it is stopped.
+"""
+
+
 @record
 class InputImage:
     """A picture that came in: its bytes as sent, and what its header says (None where unreadable)."""
@@ -46,7 +53,7 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What is wanted of the routing: by a request (body or headers), by a client key, or by a model's entry."""
+    """What is wanted of how a request is served: by itself (body or headers), its client key, or its model's entry."""
 
     sort: str | None = None  # balanced, fastest, cheapest, reliable, weighted, priority
     order: tuple[str, ...] = ()
@@ -58,6 +65,7 @@ class Preferences:
     require_tags: tuple[str, ...] = ()  # all of these: region:eu
     exclude_tags: tuple[str, ...] = ()  # none of these: non-commercial
     allow_fallbacks: bool = True
+    on_disconnect: str | None = None  # one of ON_DISCONNECT
 
     @property
     def constrains(self) -> bool:
@@ -82,6 +90,7 @@ class Preferences:
             sort=self.sort or outer.sort,
             order=self.order or outer.order,
             allow_fallbacks=self.allow_fallbacks and outer.allow_fallbacks,
+            on_disconnect=self.on_disconnect or outer.on_disconnect,
         )
 
 

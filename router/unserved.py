@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from router import booking
-from router.errors import SERVER, Billed, ErrorKind, ProviderError, RequestError
+from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
 from router.ledger import State
 from router.ledger.reports import AttemptRecord
 from router.routing import Decision, Infeasible
@@ -86,6 +86,19 @@ def failed(
         code=code,
         type=SERVER,
         retry=consequence.retry and all(attempt.billed == Billed.NO for attempt in attempts),
+        details=_told(attempts),
+    )
+
+
+def given_up(attempts: Sequence[AttemptSummary] = ()) -> RequestError:
+    """The client left, and the request was given up. It may run again if it has cost nothing."""
+    consequence = CONSEQUENCES[ErrorKind.CANCELLED]
+    return RequestError(
+        consequence.status,
+        "The client left before there was an answer, so the request was stopped.",
+        code=consequence.code,
+        type=consequence.type,
+        retry=all(attempt.billed == Billed.NO for attempt in attempts),
         details=_told(attempts),
     )
 

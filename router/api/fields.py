@@ -11,7 +11,7 @@ from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import MAX_PROMPT, NO_PREFERENCES, SIZE_POLICIES, Preferences, Warn
+from router.types import MAX_PROMPT, NO_PREFERENCES, ON_DISCONNECT, SIZE_POLICIES, Preferences, Warn
 
 _MAX_NAME = 256
 _MAX_USER = 512
@@ -449,6 +449,7 @@ PREFERENCES: Mapping[str, str] = {
     "require_tags": "Only targets with all of these tags, such as region:eu.",
     "exclude_tags": "No target with any of these tags, such as non-commercial.",
     "allow_fallbacks": "Whether another target may be tried after the first (or those of order) failed.",
+    "on_disconnect": "What becomes of the work when the client leaves: finish keeps the result, cancel stops it.",
 }
 
 HEADERS = {
@@ -462,6 +463,7 @@ HEADERS = {
     "require_tags": b"x-pixelroute-require-tags",
     "exclude_tags": b"x-pixelroute-exclude-tags",
     "allow_fallbacks": b"x-pixelroute-allow-fallbacks",
+    "on_disconnect": b"x-pixelroute-on-disconnect",
 }
 _ASKING = frozenset(HEADERS.values())
 
@@ -478,12 +480,15 @@ def _preference(name: str, value: Any) -> Any:
     return _READERS[name](f"provider.{name}", value)
 
 
-def _sort(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise wrong_type(name, TEXT, value)
-    if value not in SORTS:
-        raise wrong_value(name, f"Invalid value for '{name}'. Supported values are: {', '.join(SORTS)}.")
-    return value
+def _word(words: Sequence[str]) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise wrong_type(name, TEXT, value)
+        if value not in words:
+            raise wrong_value(name, f"Invalid value for '{name}'. Supported values are: {', '.join(words)}.")
+        return value
+
+    return read
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
@@ -527,7 +532,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 _READERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "sort": _sort,
+    "sort": _word(SORTS),
     "order": _names,
     "only": _names,
     "ignore": _names,
@@ -537,4 +542,5 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "require_tags": _names,
     "exclude_tags": _names,
     "allow_fallbacks": _flag,
+    "on_disconnect": _word(ON_DISCONNECT),
 }

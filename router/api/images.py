@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from router.api import wire
 from router.api.auth import Authenticator
 from router.api.forms import FormError, FormReader, Part
-from router.api.http import Exchange, Guarded, Intake, Reservation, send_json
+from router.api.http import Exchange, Guarded, Intake, Reservation, send_json, unless_gone
 from router.api.ports import Fetch, GatewayPort
 from router.api.reply import OFF_LOOP, completed_headers, dump, encode_completed
 from router.api.requests import Requests, send_accepted
@@ -150,14 +150,18 @@ class Edits(Images):
                 draft = parse(body, default_model=default, headers=exchange.headers)
         else:
             raise _unsupported("multipart/form-data")
-        return await self._with_images(draft, reservation)
+        return await self._with_images(draft, receive, reservation)
 
-    async def _with_images(self, draft: wire.Draft, reservation: Reservation) -> ImageRequest:
+    async def _with_images(self, draft: wire.Draft, receive: Receive, reservation: Reservation) -> ImageRequest:
         sources: Sequence[str | Blob] = draft.images if draft.mask is None else (*draft.images, draft.mask)
         if all(isinstance(source, Blob) for source in sources):
             loaded: list[Any] = list(sources)
         else:
-            loaded = await self._load(sources, draft.param, reservation)
+            loading = asyncio.ensure_future(self._load(sources, draft.param, reservation))
+            try:
+                loaded = await unless_gone(receive, loading)
+            finally:
+                loading.cancel()
         mask = None if draft.mask is None else loaded.pop()
         return wire.with_images(draft, loaded, mask, forwards=self._face.gateway.forwards_undecodable)
 

@@ -11,7 +11,7 @@ from router import __version__
 from router.api import fields
 from router.api.http import Exchange, Guarded, send_json
 from router.api.wire import MAX_IMAGES
-from router.types import MAX_PROMPT
+from router.types import MAX_PROMPT, ON_DISCONNECT
 
 Json = dict[str, Any]
 
@@ -429,6 +429,7 @@ def _preferences() -> Json:
         "max_latency_s": number,
         "min_success": number | {"maximum": 1},
         "allow_fallbacks": {"type": ["boolean", "null"]},
+        "on_disconnect": {"enum": [*ON_DISCONNECT, None]},
     }
     told = {name: {"description": fields.PREFERENCES[name]} | schema for name, schema in schemas.items()}
     return {"type": "object", "additionalProperties": False, "properties": told}

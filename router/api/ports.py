@@ -25,6 +25,10 @@ class GatewayPort(Protocol):
         """Make the pictures. ``emit`` is told when the status may be committed, and of real partial pictures."""
         ...
 
+    def abandon(self, request_id: str) -> bool:
+        """Nobody waits for a running request any more, nor will ask for it. Whether it ends now."""
+        ...
+
     async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
         """The result of a request that an earlier process left behind, as far as a provider still has it.
 

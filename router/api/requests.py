@@ -28,13 +28,18 @@ from router.errors import SERVER, RequestError
 from router.mediastore import MediaStore
 from router.records import changed
 from router.types import Caller, Completed, ImageRequest
+from router.unserved import given_up
 
 SENT_AGAIN_S = 600.0  # what a client's library sends again by itself, it sends within this
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """One request. ``later``: its client does not wait, so the result must be kept; ``sure``: known from the start."""
+    """One request.
+
+    ``later``: its client does not wait, so the result must be kept; ``sure``: known from the start. ``wanted``: also
+    when every client that waits for it has left.
+    """
 
     request_id: str
     created: int  # Unix seconds
@@ -43,6 +48,8 @@ class Record:
     base_url: str
     later: bool = False
     sure: bool = False
+    wanted: bool = True
+    waiting: int = 0  # clients
     completed: Completed | None = None
     error: RequestError | None = None
     ended: bool = False  # the outcome is known and, if anybody may ask for it later, kept
@@ -140,8 +147,12 @@ class Requests:
                     retry_after_s=5.0,
                 )
             self._gateway.quote(request, caller)  # what can be refused is refused now, not when it is asked for
-        sure = request.later or claim is not None or request.webhook_url is not None
-        record = Record(exchange.request_id, int(time.time()), caller, request, base_url, sure, sure, claim=claim)
+        wanted = request.later or request.webhook_url is not None
+        sure = wanted or claim is not None
+        record = Record(
+            exchange.request_id, int(time.time()), caller, request, base_url, sure, sure, wanted, claim=claim
+        )
+        record.waiting = 1
         self._go(
             record,
             lambda: self._gateway.run(record.request, caller, request_id=record.request_id, emit=emit, routing=routing),
@@ -179,6 +190,7 @@ class Requests:
         while claim is not None and claim.request_id != exchange.request_id:
             running = self._running.get(claim.request_id)
             if running is not None and running.task is not None:
+                running.waiting += 1
                 return claim, running
             kept = (await self._kept.find(claim.request_id) if self._kept is not None else None) or {}
             if kept.get("form") and (body := await self._repeats.result(kept["body"].encode(), kept["form"])):
@@ -204,6 +216,7 @@ class Requests:
                 if self._left.pop(request_id, None) is None:
                     continue  # another was quicker
                 if record.task is not None:
+                    record.waiting += 1
                     return record
                 if record.error is not None and not record.error.retry:
                     raise record.error
@@ -222,12 +235,18 @@ class Requests:
         return replace(record, task=ended)
 
     async def wait(self, record: Record, receive: Receive) -> Completed:
-        """The result, while the client waits. ClientGone if it leaves; the work goes on and its result is kept."""
+        """The result, while the client waits. ClientGone if it leaves.
+
+        What is to go on without it is kept for a client that asks, or sends the request again.
+        """
         assert record.task is not None
         try:
             return await unless_gone(receive, record.task)
         except ClientGone:
             record.later = True
+            record.waiting -= 1
+            if self._unwanted(record) and self._gateway.abandon(record.request_id):
+                raise
             if record.claim is None:
                 record.left = asyncio.create_task(asyncio.to_thread(digest_of, record.request))
                 self._left[record.request_id] = record
@@ -235,12 +254,18 @@ class Requests:
                     self._left.popitem(last=False)
             raise
 
+    @staticmethod
+    def _unwanted(record: Record) -> bool:
+        return not (record.waiting or record.wanted)
+
     async def _run(
         self, record: Record, work: Callable[[], Coroutine[Any, Any, Completed]], reservation: Reservation | None
     ) -> Completed:
         try:
             if record.begun is not None:
                 await self._begin(record, record.begun)
+                if self._unwanted(record):  # while that was written
+                    raise given_up()
             completed = await work()
         except asyncio.CancelledError:
             record.error = RequestError(503, "The router was stopped.", code="cancelled", type=SERVER)

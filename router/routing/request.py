@@ -92,6 +92,7 @@ class Outcome:
     billed: bool | None = None  # whether a failure was billed; None: not known
     timed_out: bool = False  # the failure is a limit of ours: the target would have been slower still
     retry_after_s: float | None = None
+    unwanted: bool = False  # stopped because its client left: no word on the target, and no waste of the router's
 
     @classmethod
     def success(cls, latency_s: float | None = None, cost_nanos: int | None = None) -> Outcome:
@@ -118,8 +119,8 @@ class Outcome:
         return cls(Result.NEUTRAL, None, cost_nanos)
 
     @classmethod
-    def cancelled(cls, cost_nanos: int | None = None) -> Outcome:
-        return cls(Result.CANCELLED, None, cost_nanos)
+    def cancelled(cls, cost_nanos: int | None = None, *, unwanted: bool = False) -> Outcome:
+        return cls(Result.CANCELLED, None, cost_nanos, unwanted=unwanted)
 
 
 @dataclass(frozen=True, slots=True)

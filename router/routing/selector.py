@@ -294,10 +294,10 @@ class Selector:
             case Result.BLOCKED:
                 breaker.blocked(now)
             case Result.CANCELLED:
-                if flight.probe or arm.on_limit(seconds, flight, now) > 0.5:
+                if (flight.probe and not outcome.unwanted) or arm.on_limit(seconds, flight, now) > 0.5:
                     self._failed(flight, seconds, outcome, now)
                 lost = flight.price if cost is None else cost
-                self._budget(flight.model).book(lost, lost, now)
+                self._budget(flight.model).book(lost, 0.0 if outcome.unwanted else lost, now)
             case Result.REFUSED | Result.NEUTRAL:
                 if cost:
                     self._budget(flight.model).book(cost, cost, now)

@@ -419,6 +419,26 @@ def _(walk: Walk) -> None:
     assert (attempt.state, attempt.settlement and attempt.settlement.outcome) == (State.SETTLED, "success")
     assert attempt.cost_nanos > 0
 
+    # Who wants no work to go on without it has it stopped; it is booked at what it may cost, and as nobody's failure.
+    walk.router.reset()
+    walk.router.fault("gpu-fast", "delay", seconds=3)
+    wish = "x-pixelroute-on-disconnect: cancel"
+    before = len(walk.router.events("request"))
+    with walk.connection() as connection:
+        connection.sendall(head(GENERATE, JSON, wish, f"content-length: {len(body)}") + body)
+        until(lambda: walk.router.calls()["gpu-fast"]["total"])
+    gone = until(lambda: walk.router.events("request")[before:])[0]
+    assert gone["outcome"] == "cancelled"
+    stopped = until(
+        lambda: (
+            (found := walk.http.get(f"/v1/requests/{gone['request_id']}").json())["status"] != "processing" and found
+        )
+    )
+    assert (stopped["status"], stopped["error"]["code"]) == ("failed", "cancelled")
+    [attempt] = walk.kept(httpx.Response(200, headers={"x-request-id": gone["request_id"]})).attempts
+    assert (attempt.state, attempt.settlement and attempt.settlement.outcome) == (State.UNKNOWN, "cancelled")
+    assert attempt.unsettled_nanos > 0
+
 
 @row("T4", "a connection outlives an error, unless its body was never read")
 def _(walk: Walk) -> None:

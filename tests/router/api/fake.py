@@ -73,6 +73,8 @@ class FakeGateway:
     resumed: list[tuple[str, ImageRequest, bool]] = field(default_factory=list)
     defaults: dict[Operation, str] = field(default_factory=dict)
     forwards: bool = False
+    abandoned: list[str] = field(default_factory=list)
+    stops: Callable[[str], bool] = lambda request_id: False
     past: dict[tuple[str, str], Completed] = field(default_factory=dict)  # what a ledger would remember, by id and key
 
     async def run(
@@ -129,6 +131,10 @@ class FakeGateway:
         )
         completed = self.past[request_id, caller.key] = replace(completed, **self.change)
         return completed
+
+    def abandon(self, request_id: str) -> bool:
+        self.abandoned.append(request_id)
+        return self.stops(request_id)
 
     async def resume(self, request_id: str, request: ImageRequest, *, awaited: bool) -> Completed:
         self.resumed.append((request_id, request, awaited))

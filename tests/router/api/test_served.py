@@ -146,10 +146,13 @@ async def test_x26_sdk_errors_are_not_repeated(
     assert len(gateway.requests) == 1
 
 
-async def test_x26_sdk_repeats_when_told_to(sdk: openai.AsyncOpenAI, gateway: FakeGateway) -> None:
+@pytest.mark.parametrize("after_s", [None, 0.001])
+async def test_x26_sdk_repeats_when_told_to_or_told_when(
+    sdk: openai.AsyncOpenAI, gateway: FakeGateway, after_s: float | None
+) -> None:
     def fail(*_: Any) -> None:
         if len(gateway.requests) == 1:
-            raise RequestError(503, "Full.", code="overloaded", type="server_error", retry=True)
+            raise RequestError(503, "Full.", code="overloaded", type="server_error", retry=True, retry_after_s=after_s)
 
     gateway.behave = fail
     assert (await sdk.images.generate(model="gpt-image-2", prompt="a")).data
@@ -221,6 +224,88 @@ async def test_t3_a_client_that_leaves(
         assert (await client.get(item["url"])).content == gateway.data
         gateway.behave = None
         assert (await client.post("/v1/images/generations", json={"prompt": "a", "model": "gpt-image-2"})).is_success
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_t3_it_is_given_up_only_when_nobody_waits_for_it(
+    make_app: Callable[..., Starlette], gateway: FakeGateway, seen: list[Exchange], tmp_path: Path, stays: bool
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Any, emit: Any) -> None:
+        entered.set()
+        await go_on.wait()
+
+    gateway.behave = wait
+    store = MediaStore(Directory(tmp_path), key=b"k" * 32)
+    async with (
+        served(make_app(media=store)) as url,
+        httpx.AsyncClient(base_url=url, headers={"api-key": KEY, "idempotency-key": "order-1"}) as client,
+    ):
+        body = {"prompt": "a", "model": "gpt-image-2"}
+        first, second = (asyncio.create_task(client.post("/v1/images/generations", json=body)) for _ in range(2))
+        await entered.wait()
+        await asyncio.sleep(0.1)  # until the second has joined
+        for number, leaving in enumerate((first,) if stays else (first, second), 1):
+            leaving.cancel()
+            await until(lambda number=number: len(seen) == number)  # type: ignore[misc]  # bound for the loop
+        assert gateway.abandoned == ([] if stays else gateway.ids)
+        assert len(gateway.ids) == 1
+        go_on.set()
+        if stays:
+            assert (await second).is_success
+
+
+async def test_t3_a_job_is_wanted_whoever_leaves(
+    make_app: Callable[..., Starlette], gateway: FakeGateway, seen: list[Exchange], tmp_path: Path
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Any, emit: Any) -> None:
+        entered.set()
+        await go_on.wait()
+
+    gateway.behave = wait
+    store = MediaStore(Directory(tmp_path), key=b"k" * 32)
+    key = {"api-key": KEY, "idempotency-key": "order-1"}
+    async with served(make_app(media=store)) as url, httpx.AsyncClient(base_url=url, headers=key) as client:
+        body = {"prompt": "a", "model": "gpt-image-2"}
+        later = {"prefer": "respond-async"}
+        assert (await client.post("/v1/images/generations", json=body, headers=later)).status_code == 202
+        waiting = asyncio.create_task(client.post("/v1/images/generations", json=body | {"background": False}))
+        await entered.wait()
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        go_on.set()
+    assert gateway.abandoned == []
+
+
+async def test_t3_who_leaves_while_its_pictures_are_fetched_pays_nothing(
+    make_app: Callable[..., Starlette], gateway: FakeGateway, seen: list[Exchange]
+) -> None:
+    fetching = asyncio.Event()
+    stopped: list[str] = []
+
+    async def fetch(address: str, *, max_bytes: int) -> bytes:
+        fetching.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.append(address)
+        raise AssertionError
+
+    async with (
+        served(make_app(fetch=fetch)) as url,
+        httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client,
+    ):
+        body = {"prompt": "a", "model": "gpt-image-2", "images": [{"image_url": "https://pictures.example/a.png"}]}
+        waiting = asyncio.create_task(client.post("/v1/images/edits", json=body))
+        await fetching.wait()
+        waiting.cancel()
+        await until(lambda: bool(seen))
+    assert seen[0].gone
+    assert stopped == ["https://pictures.example/a.png"]
+    assert gateway.ids == []
 
 
 async def test_an_idle_connection_keeps_no_picture(make_app: Callable[..., Starlette], gateway: FakeGateway) -> None:
