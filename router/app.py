@@ -25,6 +25,7 @@ from router.api.http import Exchange
 from router.api.requests import CutOff, Requests
 from router.api.routing import routing_routes
 from router.api.webhooks import Webhooks
+from router.budgets import CURRENCY, Budgets
 from router.clock import Clock
 from router.config import ConfigError, MediaSettings, Settings, WebhookSettings
 from router.console import Recent, console_routes
@@ -179,6 +180,19 @@ def limiters_for(settings: Settings) -> list[Limiter]:
     return [Limiter(key, limited) for key, limited in limits.items() if limited.any]
 
 
+def remember(budgets: Budgets, ledger_url: str, now: datetime) -> None:
+    """Tell the budgets what the ledger knows: what is spent, and what attempts without an outcome may have cost."""
+    if not budgets.accounts:
+        return
+    with Reports(ledger_url) as reports:
+        for scope, period, since in budgets.periods(now):
+            for row in reports.costs(scope, since):
+                if row.group is not None and row.currency == CURRENCY:
+                    budgets.spent(scope, period, row.group, row.cost_nanos)
+        for left in reports.unsettled():
+            budgets.remember(left.opening.attempt_id, left.opening, left.unsettled_nanos, left.opening.opened_at)
+
+
 # --- a running router -------------------------------------------------------------------------------------------
 
 
@@ -191,6 +205,7 @@ class Runtime:
         self.telemetry = Telemetry(
             targets=settings.targets,
             teams=[key.team for key in settings.keys if key.team],
+            budgets=[name for _, name in settings.budgets],
             version=__version__,
         )
         self.telemetry.price_books(settings.books, datetime.now(UTC))
@@ -210,6 +225,7 @@ class Runtime:
             max_bytes=settings.media.max_bytes,
         )
         self._agreements = Agreements(settings.terms)
+        self.budgets = Budgets(settings.budgets)
         self.gateway = Gateway(
             offers=offers,
             selector=self.selector,
@@ -221,6 +237,7 @@ class Runtime:
             timeout_s=settings.limits.request_timeout_s,
             job_timeout_s=settings.job_timeout_s,
             agreements=self._agreements,
+            budgets=self.budgets,
             refused_elsewhere=settings.refused == "failover",
             on_disconnect=settings.on_disconnect,
             weights=settings.weights,
@@ -235,6 +252,7 @@ class Runtime:
                 ledger_open=lambda: self.ledger.open_attempts,
                 spend=self._spend,
                 sharing=self.shared if settings.sharing is not None else None,
+                budgets=lambda: [account.at(datetime.now(UTC)) for account in self.budgets.accounts],
                 webhooks=(lambda: (webhooks.pending, webhooks.oldest_s(time.time()))) if webhooks is not None else None,
             )
         )
@@ -246,6 +264,7 @@ class Runtime:
         left = await self.ledger.start()
         self._warm()
         self._agreements.draw(drawn(self.settings))
+        remember(self.budgets, self.settings.ledger_url, datetime.now(UTC))
         await self.requests.resume(self.ledger.identity, _cut_off(left, self.settings.public_url or ""))
         if left:
             log.warning("unsettled attempts found", count=len(left), estimate_nanos=sum(_estimate(one) for one in left))

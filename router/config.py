@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pricing import ImageSize, PriceBooks, PricingError, Problem, Terms, load_price_books, load_terms
+from router.budgets import PERIODS, Budget
 from router.document import Section, read_yaml
 from router.errors import Billed, ErrorKind
 from router.limits import NO_LIMITS, RateLimits
@@ -155,6 +156,7 @@ class Settings:
     refused: str = "stop"  # stop, failover: what a content refusal does
     on_disconnect: str = "finish"  # one of ON_DISCONNECT: what becomes of the work of a client that leaves
     sharing: SharingSettings | None = None  # None: this router learns alone
+    budgets: Mapping[tuple[str, str], Budget] = field(default_factory=dict)  # by scope and name
 
     @property
     def job_timeout_s(self) -> float:
@@ -415,9 +417,13 @@ def _tagged(model: Model, providers: Mapping[str, Provider]) -> Model:
 
 
 def _client_keys(
-    section: Section, env: Mapping[str, str], keyless: bool, rates: dict[str, dict[str, int | None]]
+    section: Section,
+    env: Mapping[str, str],
+    keyless: bool,
+    rates: dict[str, dict[str, int | None]],
+    budgets: dict[tuple[str, str], Budget],
 ) -> Iterator[ClientKey]:
-    """The client keys of a file; what each says of its rate limits is noted in ``rates``."""
+    """The client keys of a file; what each says of its limits is noted beside them."""
     for name, part in section.sections("keys"):
         part.text("secret_env", required=True)
         secret = _secret(part, "secret_env", env, keyless)
@@ -425,6 +431,9 @@ def _client_keys(
         team, project, models = part.text("team"), part.text("project"), part.texts("models")
         preferences = _preferences(part.section("preferences"))
         rates[name] = _rates(part.section("limits"))
+        budgets.pop(("key", name), None)
+        if "budget" in part.data:
+            budgets["key", name] = _budget(part.section("budget"))
         part.done()
         if secret is not None:
             yield ClientKey(name, secret, team, project, tags, models, preferences)
@@ -468,6 +477,8 @@ def load(
     defaults: dict[Operation, str] = {}
     keys: dict[str, ClientKey] = {}
     rates: dict[str, dict[str, int | None]] = {}  # of the keys
+    budgets: dict[tuple[str, str], Budget] = {}  # by scope and name
+    payers: dict[tuple[str, str], Section] = {}  # teams and projects
     routing, limits, media = RoutingSettings(), Limits(), MediaSettings()
     webhooks: WebhookSettings | None = None
     ledger_url: str | None = None
@@ -501,8 +512,13 @@ def load(
             if chosen := default.text(operation.value):
                 defaults[operation] = chosen
         default.done()
-        keys |= {key.name: key for key in _client_keys(root, env, keyless, rates)}
+        keys |= {key.name: key for key in _client_keys(root, env, keyless, rates, budgets)}
         root.read.add("keys")
+        for scope in ("team", "project"):
+            for name, section in root.sections(f"{scope}s"):
+                budgets[scope, name] = _budget(section.section("budget"))
+                section.done()
+                payers[scope, name] = section
         routing = _routing(root.section("routing"), routing)
         refused = root.section("routing").choice("refused", ("stop", "failover"), refused)
         sharing = _sharing(root.section("routing").section("shared"), sharing, env)
@@ -520,6 +536,9 @@ def load(
 
     if secret := env.get("PIXELROUTE_API_KEY"):
         keys.setdefault("default", ClientKey("default", secret))
+    for (scope, name), section in payers.items():
+        if name not in [getattr(key, scope) for key in keys.values()]:
+            section.problem("", f"no key is of this {scope}")
     times = [("configuration", "limits.job_timeout_s", limits.job_timeout_s or 0.0)]
     times += [(origin[slug].file, f"models.{slug}.job_timeout_s", m.job_timeout_s or 0.0) for slug, m in models.items()]
     for file, where, seconds in times:  # else what is known of a job could be swept away before it has ended
@@ -563,6 +582,7 @@ def load(
         refused=refused,
         on_disconnect=on_disconnect,
         sharing=sharing.settings(sandbox is not None),
+        budgets=budgets,
     )
 
 
@@ -652,6 +672,17 @@ def _rates(section: Section) -> dict[str, int | None]:
     section.read.update(known)
     section.done()
     return found
+
+
+def _budget(section: Section) -> Budget:
+    share = section.number_or("warn_at", Budget().warn_at)
+    if share > 1:
+        section.problem("warn_at", "must be at most 1")
+    limits = {period: section.amount(period) for period in PERIODS}
+    section.done()
+    if not [period for period in PERIODS if section.data.get(period) is not None]:
+        section.problem("", f"names no amount: give {', '.join(PERIODS)} or several of them")
+    return Budget(**limits, warn_at=share)
 
 
 def _media(section: Section, before: MediaSettings, env: Mapping[str, str], keyless: bool) -> MediaSettings:

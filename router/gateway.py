@@ -18,6 +18,7 @@ from pricing import Cost, Usage
 from pricing import Settlement as Priced
 from router import booking, unserved
 from router.blob import Blob
+from router.budgets import BUDGET, Budgets
 from router.clock import Clock
 from router.delivery import Delivered, Delivery, merged, response_format
 from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError, RequestError
@@ -26,7 +27,7 @@ from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State
 from router.media import painted
 from router.offers import Agreements, Offer, Offers, Order, emulated, route, stood_in, used
 from router.providers.base import Job, Partial
-from router.records import record
+from router.records import changed, record
 from router.recovery import Recovery
 from router.routing import Decision, Infeasible, Outcome, RouteRequest, Selector
 from router.transport import Ran, Transport
@@ -117,6 +118,7 @@ class Gateway:
         job_timeout_s: float = 0.0,
         agreements: Agreements | None = None,
         refused_elsewhere: bool = False,
+        budgets: Budgets | None = None,
         on_disconnect: str = "finish",
         weights: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
@@ -130,12 +132,14 @@ class Gateway:
         self._timeout_s = timeout_s
         self._job_timeout_s = job_timeout_s
         self._agreements = agreements or Agreements()
+        self._budgets = budgets or Budgets()
         self._recovery = Recovery(
             offers=offers,
             transport=transport,
             ledger=ledger,
             delivery=delivery,
             agreements=self._agreements,
+            budgets=self._budgets,
             clock=clock,
         )
         self._refused_elsewhere = refused_elsewhere
@@ -168,7 +172,8 @@ class Gateway:
         return self._offers.order(request, self._clock.now(), caller.models)
 
     def _route(self, order: Order, caller: Caller, timeout_s: float) -> RouteRequest:
-        return route(order, self._weights, timeout_s, caller.preferences)
+        budgeted = self._budgets.room(caller, self._clock.now()) is not None
+        return route(order, self._weights, timeout_s, caller.preferences, budgeted=budgeted)
 
     def _budget_s(self, request: ImageRequest, model: Model) -> float:
         """Seconds for all attempts of a request: a job, which nobody waits for, has longer, by its model."""
@@ -263,7 +268,7 @@ class Gateway:
                     raise unserved.given_up(work.attempts) from error
                 offer = work.order.offer(work.attempts[-1].target)
                 following = self._selector.after(
-                    work.route,
+                    self._affordable(work.caller, work.route),
                     error.kind,
                     error.billed or Billed.MAYBE,
                     len(work.attempts),
@@ -301,13 +306,36 @@ class Gateway:
 
     def _choose(self, work: _Work) -> Decision:
         now = self._clock.monotonic()
-        try:
-            decision = self._selector.choose(work.route, now, tuple(work.tried), now - work.started)
-        except Infeasible as error:
-            raise unserved.infeasible(error) from error
+        decision = self._within_budget(work.caller, work.route, now, tuple(work.tried), now - work.started)
         if decision.target is not None:
             self._decided(work, decision, decision.target)
         return decision
+
+    def _within_budget(
+        self, caller: Caller, request: RouteRequest, now: float, tried: tuple[str, ...] = (), elapsed_s: float = 0.0
+    ) -> Decision:
+        """A choice among what the caller's budgets have money for. RequestError if they have none for any."""
+        within = self._affordable(caller, request)
+        try:
+            decision = self._selector.choose(within, now, tried, elapsed_s)
+        except Infeasible as error:
+            if within is not request:
+                raise self._budgets.refusal(caller, self._clock.now()) from error
+            raise unserved.infeasible(error) from error
+        if decision.target is None and within is not request and decision.retry_after_s is None:
+            raise self._budgets.refusal(caller, self._clock.now())
+        return decision
+
+    def _affordable(self, caller: Caller, request: RouteRequest) -> RouteRequest:
+        """The request without the targets that may cost more than the caller's budgets have left; itself if there are
+        none of these."""
+        room = self._budgets.room(caller, self._clock.now())
+        if room is None or not [c for c in request.candidates if c.excluded is None and c.price_high_nanos > room]:
+            return request
+        candidates = tuple(
+            changed(c, excluded=c.excluded or BUDGET) if c.price_high_nanos > room else c for c in request.candidates
+        )
+        return changed(request, candidates=candidates)
 
     def _decided(self, work: _Work, decision: Decision, target: str) -> None:
         self._observer.decision(
@@ -329,9 +357,14 @@ class Gateway:
             role,
             attempt_no=work.opened,
         )
+        self._budgets.hold(attempt_id, work.caller, opening.estimate_nanos, opening.opened_at)
         try:
             await self._ledger.open(opening)
+        except asyncio.CancelledError:
+            self._budgets.settle(attempt_id, 0, opening.currency, known=True)
+            raise
         except LedgerError as error:
+            self._budgets.settle(attempt_id, 0, opening.currency, known=True)
             raise RequestError(
                 503,
                 "The cost ledger cannot be written, so nothing was sent to a provider.",
@@ -503,7 +536,8 @@ class Gateway:
             return None
         now, attempt_id = self._clock.monotonic(), self._clock.new_id()
         tried = (*work.tried, target)
-        decision = self._selector.rescue(work.route, first.decision, now, tried, now - work.started, attempt_id)
+        affordable = self._affordable(work.caller, work.route)
+        decision = self._selector.rescue(affordable, first.decision, now, tried, now - work.started, attempt_id)
         if decision is None or decision.target is None:
             return None
         work.tried = [*tried, decision.target]
@@ -650,6 +684,8 @@ class Gateway:
             error=error,
             delivered=delivered,
         )
+        known = state is not State.UNKNOWN
+        self._budgets.settle(opening.attempt_id, settlement.amount_nanos, settlement.currency, known=known)
         if state is State.SETTLED and cost.draws:
             self._agreements.book(cost)
         # If it cannot be written: the open row is durable, and at the next start it is listed as unknown with its
@@ -721,6 +757,13 @@ class Gateway:
             raise unserved.infeasible(error) from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]
         return booking.dry_run(order, chosen, decision)
+
+    def check(self, request: ImageRequest, caller: Caller) -> None:
+        """RequestError if the request would be refused now."""
+        order = self._order(request, caller)
+        budget_s = self._budget_s(request, order.model)
+        wait_s = min(request.deadline_s or budget_s, budget_s)
+        self._within_budget(caller, self._route(order, caller, wait_s), self._clock.monotonic())
 
     # --- after a crash ---------------------------------------------------------------------------------------
 

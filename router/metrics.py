@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
+from router.budgets import PERIODS, SCOPES
 from router.errors import CONSEQUENCES, ErrorKind
 from router.types import Operation, Target
 
@@ -156,7 +157,9 @@ class Family(dict[Key, S]):
 class Metrics:
     """All families of one router, in a registry of their own, with what can happen already at zero."""
 
-    def __init__(self, targets: Sequence[Target], teams: Sequence[str], build: Mapping[str, str]) -> None:
+    def __init__(
+        self, targets: Sequence[Target], teams: Sequence[str], build: Mapping[str, str], budgets: Sequence[str] = ()
+    ) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self.families: dict[str, Family[Any]] = {}
         self._overflow = self.counter(
@@ -169,6 +172,7 @@ class Metrics:
         self._traffic(models, providers)
         self._routing(models, providers)
         self._money(models, providers, teams)
+        self._budgets(budgets)
         self._internals(build)
         self._start_at_zero(targets, models, providers, teams)
         ProcessCollector(registry=self.registry)
@@ -366,6 +370,18 @@ class Metrics:
             "Exact spend of this UTC day and month, read from the ledger.",
             window=("day", "month"),
             team=teams,
+        )
+
+    def _budgets(self, names: Sequence[str]) -> None:
+        """Of those that are configured, by the name of the key, team or project."""
+        whose = {"scope": SCOPES, "id": names, "period": tuple(PERIODS)}
+        self.budget_limit = self.gauge("budget_limit_usd", "What may be spent.", **whose)
+        self.budget_warning = self.gauge("budget_warning_usd", "Spending from which on an alert tells.", **whose)
+        self.budget_spent = self.gauge(
+            "budget_spent_usd", "Spent in the present period, attempts without an outcome at their estimate.", **whose
+        )
+        self.budget_rejections = self.counter(
+            "budget_rejections_total", "Requests refused because the money did not suffice.", **whose
         )
 
     def _internals(self, build: Mapping[str, str]) -> None:

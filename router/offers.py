@@ -22,6 +22,7 @@ from pricing import (
     quote,
     settle,
 )
+from router.budgets import CURRENCY
 from router.errors import Billed, ErrorKind, RequestError
 from router.ledger import Opening
 from router.providers.base import Adapter, Auth
@@ -301,11 +302,13 @@ def route(
     weights: Mapping[str, tuple[float, int]],
     timeout_s: float,
     of_key: Preferences = NO_PREFERENCES,
+    *,
+    budgeted: bool = False,
 ) -> RouteRequest:
     """The order as routing sees it: candidates with their money, and how much work it is.
 
     What the request prefers goes over what the client key does (``of_key``), and that over its model's entry; the
-    constraints of all three hold together.
+    constraints of all three hold together. ``budgeted``: a budget is to hold, so everything must have its price.
     """
     request = order.request
     limits = (of_key,) if of_key.constrains else ()
@@ -314,7 +317,7 @@ def route(
     return RouteRequest(
         model=order.model.slug,
         operation=request.operation.value,
-        candidates=tuple(_candidate(offer, weights, limits, dearest) for offer in order.offers),
+        candidates=tuple(_candidate(offer, weights, limits, dearest, budgeted) for offer in order.offers),
         images=request.n,
         megapixels=_megapixels(request),
         quality=request.quality,
@@ -340,7 +343,11 @@ def _megapixels(request: ImageRequest) -> float:
 
 
 def _candidate(
-    offer: Offer, weights: Mapping[str, tuple[float, int]], limits: tuple[Preferences, ...], unknown_nanos: int
+    offer: Offer,
+    weights: Mapping[str, tuple[float, int]],
+    limits: tuple[Preferences, ...],
+    unknown_nanos: int,
+    budgeted: bool,
 ) -> Candidate:
     weight, priority = weights.get(offer.target.key, (1.0, 0))
     quoted = offer.quote
@@ -349,6 +356,8 @@ def _candidate(
     excluded = offer.lacks
     if quoted is None and excluded is None and any(each.max_cost for each in (offer.request.preferences, *limits)):
         excluded = "unpriced"  # what nobody can price cannot be held to a limit on cost
+    if budgeted and excluded is None and (quoted is None or quoted.high.currency != CURRENCY):
+        excluded = "unpriced"
     fact = offer.provider.billing.get(ErrorKind.SERVER_ERROR.value, Billed.MAYBE)
     return Candidate(
         target=offer.target.key,

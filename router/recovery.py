@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pricing import Basis, Cost, ImageSize, Price, settle
 from router import booking, unserved
+from router.budgets import Budgets
 from router.clock import Clock
 from router.delivery import Delivered, Delivery, merged, response_format
 from router.errors import Billed, ProviderError, RequestError
@@ -41,6 +42,7 @@ class Recovery:
         ledger: Ledger,
         delivery: Delivery,
         agreements: Agreements,
+        budgets: Budgets,
         clock: Clock,
     ) -> None:
         self._offers = offers
@@ -48,6 +50,7 @@ class Recovery:
         self._ledger = ledger
         self._delivery = delivery
         self._agreements = agreements
+        self._budgets = budgets
         self._clock = clock
 
     async def request(
@@ -148,6 +151,7 @@ class Recovery:
             return ending
         if cost is not None:
             self._agreements.book(cost)
+        self._budgets.settle(opening.attempt_id, settlement.amount_nanos, settlement.currency, known=True)
         with contextlib.suppress(LedgerError):  # somebody else settled it meanwhile: then it is settled
             await self._ledger.settle(settlement)
         return ending

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from prometheus_client.exposition import choose_encoder
 
 from pricing import MEGAPIXEL, PriceBooks, money_text
+from router.budgets import Account
 from router.events import AttemptFinished, RequestFinished
 from router.logs import RequestLog, request_log
 from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, SHARING_STATES, Family, Metrics, Number
@@ -73,14 +74,15 @@ class Sources:
     spend: Callable[[], Iterable[tuple[str, str | None, int]]] | None = None  # (day or month, team, nano-dollars)
     sharing: Callable[[], tuple[bool, int]] | None = None  # whether it works, and other replicas heard of
     webhooks: Callable[[], tuple[int, float]] | None = None  # events not yet delivered, and the age of the oldest
+    budgets: Callable[[], Iterable[Account]] = tuple  # as of now
 
 
 class Telemetry:
     """Metrics and request lines of one router; implements ``router.events.Observer``.
 
-    ``targets`` are all that can be routed to, ``teams`` those that client keys are configured for: they bound the
-    labels, and ``max_label_values`` bounds the teams. ``log`` takes the request lines; None: the one
-    that is configured.
+    ``targets`` are all that can be routed to, ``teams`` those that client keys are configured for, ``budgets`` whom
+    there are budgets for: they bound the labels, and ``max_label_values`` bounds the teams. ``log`` takes the request
+    lines; None: the one that is configured.
     """
 
     def __init__(
@@ -89,12 +91,14 @@ class Telemetry:
         targets: Iterable[Target],
         version: str,
         teams: Iterable[str] = (),
+        budgets: Iterable[str] = (),
         revision: str = "",
         max_label_values: int = 200,
         log: RequestLog | None = None,
     ) -> None:
         build = {"version": version, "revision": revision, "python": platform.python_version()}
-        self.metrics = Metrics(tuple(targets), tuple(dict.fromkeys(teams))[:max_label_values], build)
+        names = tuple(dict.fromkeys(teams))[:max_label_values]
+        self.metrics = Metrics(tuple(targets), names, build, tuple(dict.fromkeys(budgets)))
         self._log = log if log is not None else request_log()
         self._sources: Sources | None = None
 
@@ -317,6 +321,12 @@ class Telemetry:
             metrics.replicas[()].set(others)
             for state in SHARING_STATES:
                 metrics.sharing[state].set(state == ("up" if up else "down"))
+        for account in sources.budgets():
+            whose = account.scope, account.id, account.period
+            metrics.budget_limit[whose].set(account.limit / 1e9)
+            metrics.budget_warning[whose].set(account.limit / 1e9 * account.warn_at)
+            metrics.budget_spent[whose].set(account.used / 1e9)
+            metrics.budget_rejections[whose].set(account.refused)
         for target, operations in sources.routing().items():
             provider, _, model = target.partition("/")
             for operation, facts in operations.items():

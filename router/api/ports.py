@@ -40,6 +40,10 @@ class GatewayPort(Protocol):
         """The answer that a request of this client key had in the past; ``images``: its pictures, as they are kept."""
         ...
 
+    def check(self, request: ImageRequest, caller: Caller) -> None:
+        """RequestError if the request would be refused now."""
+        ...
+
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         """What it would cost: the body of a dry run."""
         ...

@@ -146,7 +146,7 @@ class Requests:
                     retry=True,
                     retry_after_s=5.0,
                 )
-            self._gateway.quote(request, caller)  # what can be refused is refused now, not when it is asked for
+            self._gateway.check(request, caller)  # what can be refused is refused now, not when it is asked for
         wanted = request.later or request.webhook_url is not None
         sure = wanted or claim is not None
         record = Record(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from pricing import ImageSize
 from router.app import limiters_for
+from router.budgets import Budget, Budgets
 from router.cli.offline import check_settings
 from router.config import ConfigError, Settings, default_config, load
 from router.limits import RateLimits
@@ -130,6 +132,33 @@ def test_every_key_has_the_limits_of_all_but_where_it_says_otherwise(tmp_path):
     assert limiters_for(load(paths[:1], {})) == []
 
 
+def test_budgets_are_exact_and_a_later_files_key_replaces_its_own(tmp_path):
+    (tmp_path / "first.yaml").write_text(
+        SMALL
+        + """
+keys:
+  shop: {secret_env: SHOP, team: web, project: launch, budget: {day: "5.10", month: 100, warn_at: 0.5}}
+  blog: {secret_env: BLOG, budget: {total: 0.1}}
+teams: {web: {budget: {month: "400.000000001"}}}
+projects: {launch: {budget: {total: 1000}}}
+"""
+    )
+    (tmp_path / "more.yaml").write_text("keys: {blog: {secret_env: BLOG}}\non_disconnect: cancel\n")
+    settings = load([tmp_path / "first.yaml", tmp_path / "more.yaml"], {"SHOP": "1", "BLOG": "2"})
+    assert settings.budgets == {
+        ("key", "shop"): Budget(Decimal("5.10"), Decimal(100), None, 0.5),
+        ("team", "web"): Budget(month=Decimal("400.000000001")),
+        ("project", "launch"): Budget(total=Decimal(1000)),
+    }
+    assert [account.limit for account in Budgets(settings.budgets).accounts] == [
+        5_100_000_000,
+        100_000_000_000,
+        400_000_000_001,
+        1_000_000_000_000,
+    ]
+    assert settings.on_disconnect == "cancel"
+
+
 def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
     settings = load([SHIPPED], {"FAL_KEY": "canary-key:canary-secret"})
     assert "fal" in settings.providers
@@ -171,6 +200,15 @@ def test_the_shipped_file_is_clean_and_disables_what_has_no_key():
         ),
         ("keys: {a: {secret_env: K, limits: {in_flight: many}}}", "keys.a.limits.in_flight", "not a text"),
         ("keys: {a: {secret_env: K, limits: {rpm: 5}}}", "keys.a.limits.rpm", "not a known key"),
+        ("keys: {a: {secret_env: K, budget: {}}}", "keys.a.budget", "names no amount"),
+        ("keys: {a: {secret_env: K, budget: {day: much}}}", "keys.a.budget.day", "an amount of money"),
+        ("keys: {a: {secret_env: K, budget: {day: -1}}}", "keys.a.budget.day", "an amount of money"),
+        ("keys: {a: {secret_env: K, budget: {week: 1}}}", "keys.a.budget.week", "not a known key"),
+        ("keys: {a: {secret_env: K, budget: {day: 1, warn_at: 2}}}", "keys.a.budget.warn_at", "at most 1"),
+        ("teams: {art: {budget: {day: 1}}}", "teams.art", "no key is of this team"),
+        ("projects: {x: {}}", "projects.x.budget", "names no amount"),
+        ("on_disconnect: stop", "on_disconnect", "'stop' is not one of finish, cancel"),
+        ("models: {x: {preferences: {on_disconnect: no}}}", "models.x.preferences.on_disconnect", "not true/false"),
         ("limits: {per_key: {images_per_minute: 1.5}}", "limits.per_key.images_per_minute", "a whole number"),
         ("models: {x: {default_size: 10x}}", "models.x.default_size", "not WIDTHxHEIGHT"),
         ("models: {x: {successor: y}}", "models.x.successor", "'y' is not a model"),

@@ -152,6 +152,9 @@ class FakeGateway:
             format="png",
         )
 
+    def check(self, request: ImageRequest, caller: Caller) -> None:
+        self.quote(request, caller)
+
     def quote(self, request: ImageRequest, caller: Caller) -> dict[str, Any]:
         return {"estimated": True, "model": request.model, "total_cost_micros": 8000, "cost": str(Decimal("0.008"))}
 
