@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
-from openai import OpenAI
+import pytest
+from openai import OpenAI, RateLimitError
 
 from tests.contract.surface import all_kinds, with_key
 from tests.contract.walk import (
@@ -16,6 +18,7 @@ from tests.contract.walk import (
     MODEL,
     NARROW,
     PICTURE,
+    POOR,
     SMALL,
     VARY,
     Walk,
@@ -169,8 +172,28 @@ def _(walk: Walk) -> None:
         assert client.images.generate(model=MODEL, prompt="a lake", size=SMALL, response_format="b64_json").data
 
 
-@row("X20", "an account of ours that is empty is never told as the client's quota")
+@row("X20", "a key's own money that is spent, never an account of ours that is empty, is told as its quota")
 def _(walk: Walk) -> None:
+    own = {"authorization": f"Bearer {POOR}"}
+    dear = {"model": f"gpu-fast/{MODEL}", "headers": own}
+    with ThreadPoolExecutor(8) as pool:  # 0.012 each
+        answers = list(pool.map(lambda _: walk.generate(**dear), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200, 200, *[429] * 6]
+    spent = next(answer for answer in answers if answer.status_code == 429)
+    error = refused(spent, 429, "insufficient_quota", None, "insufficient_quota")
+    assert spent.headers["x-should-retry"] == "false"
+    assert "retry-after" not in spent.headers
+    assert "The budget of the key 'poor' does not suffice: $0.03 per day" in error["message"]
+    assert error["budget"]["used"] == "0.024"
+    assert error["budget"]["renews_at"].endswith("T00:00:00Z")
+    assert walk.router.calls()["gpu-fast"]["billed"] == 2
+    job = walk.generate(background=True, **dear)
+    refused(job, 429, "insufficient_quota", None, "insufficient_quota")
+    with OpenAI(base_url=f"{walk.router.base}/v1", api_key=POOR) as client, pytest.raises(RateLimitError):
+        client.images.generate(model=dear["model"], prompt="a lake")  # it does not try again
+    assert walk.http.post(GENERATE + "?dryRun=true", json={"model": MODEL, "prompt": "x"}, headers=own).is_success
+    shown = walk.http.get("/metrics").text
+    assert 'pixelroute_budget_spent_usd{id="poor",period="day",scope="key"} 0.024' in shown
     answer = walk.generate(model="walk-wants-our-money")
     refused(answer, 502, "all_providers_failed", None, NOBODY)
     assert answer.headers["x-should-retry"] == "false"

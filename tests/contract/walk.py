@@ -38,11 +38,13 @@ SMALL = "256x256"
 BODY_BYTES = 4_000_000
 NARROW = "a-key-for-one-model"
 HURRIED = "a-key-with-limits"
+POOR = "a-key-with-a-budget"
 
 CONFIG = f"""
 limits: {{request_timeout_s: 5, body_bytes: {BODY_BYTES}}}
 keys:
   narrow: {{secret_env: NARROW_KEY, models: [flux.2-klein-9b]}}
+  poor: {{secret_env: POOR_KEY, budget: {{day: "0.030"}}}}
   hurried: {{secret_env: HURRIED_KEY, limits: {{requests_per_minute: 40, images_per_minute: 1200, in_flight: 30}}}}
 models:
   walk-known-by-another-name:
@@ -143,7 +145,8 @@ class Walk:
     def __init__(self, directory: Path) -> None:
         config = directory / "walk.yaml"
         config.write_text(CONFIG)
-        self.router = RouterProcess(directory, speed=0, more=config, env={"NARROW_KEY": NARROW, "HURRIED_KEY": HURRIED})
+        keys = {"NARROW_KEY": NARROW, "HURRIED_KEY": HURRIED, "POOR_KEY": POOR}
+        self.router = RouterProcess(directory, speed=0, more=config, env=keys)
         self.http = httpx.Client(base_url=self.router.base, headers={"authorization": f"Bearer {KEY}"}, timeout=60.0)
 
     def close(self) -> int:

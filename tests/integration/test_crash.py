@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from router.ledger import Reports
-from tests.integration.process import RouterProcess, until
+from tests.integration.process import KEY, RouterProcess, until
 
 GENERATE = "/v1/images/generations"
 
@@ -23,10 +23,10 @@ def lone(tmp_path):
         process.kill()
 
 
-def in_background(router: RouterProcess, model: str) -> threading.Thread:
+def in_background(router: RouterProcess, model: str, key: str = KEY) -> threading.Thread:
     def send() -> None:
         with contextlib.suppress(httpx.TransportError):  # the router dies
-            router.post(GENERATE, {"model": model, "prompt": "a lake"})
+            router.post(GENERATE, {"model": model, "prompt": "a lake"}, key=key)
 
     thread = threading.Thread(target=send)
     thread.start()

@@ -21,6 +21,7 @@ from router.app import remember
 from router.budgets import Budget, Budgets
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
 from router.ledger import Reports
+from router.telemetry import Sources, Telemetry
 from router.types import Caller, ImageResult, Preferences
 from tests.router.test_gateway import House, ask, made
 from tests.router.test_rescue import JOB, Stage
@@ -336,3 +337,19 @@ async def test_a_restart_knows_what_was_spent(tmp_path: Path) -> None:
     async with House(tmp_path, budgets=tomorrow, first_id=200) as house:
         remember(tomorrow, house.url, house.at + timedelta(days=1))
         assert [account.used for account in tomorrow.accounts] == [0, 5 * PRICE]
+
+
+async def test_a_scrape_shows_them(tmp_path: Path) -> None:
+    budgets = Budgets({("key", "shop"): Budget(day=Decimal(2), warn_at=0.5), ("team", "web"): Budget(total=Decimal(9))})
+    budgets.hold("a", SHOP, 500_000_000, NOON)
+    refused(lambda: budgets.hold("b", SHOP, 1_600_000_000, NOON))
+    telemetry = Telemetry(targets=(), version="1", budgets=["shop", "web"], log=object())
+    accounts = [account.at(NOON) for account in budgets.accounts]
+    telemetry.read_from(Sources(dict, lambda: 0, lambda: 0.0, lambda: 0, budgets=lambda: accounts))
+    text = (await telemetry.scrape())[0].decode()
+    day = '{id="shop",period="day",scope="key"}'
+    for name, value in (("limit_usd", 2.0), ("warning_usd", 1.0), ("spent_usd", 0.5), ("rejections_total", 1.0)):
+        assert f"pixelroute_budget_{name}{day} {value}\n" in text
+    assert 'pixelroute_budget_spent_usd{id="web",period="total",scope="team"} 0.5\n' in text
+    accounts = [account.at(NOON + timedelta(days=1)) for account in budgets.accounts]
+    assert f"pixelroute_budget_spent_usd{day} 0.0\n" in (await telemetry.scrape())[0].decode()
