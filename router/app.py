@@ -189,7 +189,7 @@ def remember(budgets: Budgets, ledger_url: str, now: datetime) -> None:
             for row in reports.costs(scope, since):
                 if row.group is not None and row.currency == CURRENCY:
                     budgets.spent(scope, period, row.group, row.cost_nanos)
-        for left in reports.unsettled():
+        for left in (one for one in reports.unsettled() if one.currency == CURRENCY):
             budgets.remember(left.opening.attempt_id, left.opening, left.unsettled_nanos, left.opening.opened_at)
 
 

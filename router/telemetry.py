@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from prometheus_client.exposition import choose_encoder
 
 from pricing import MEGAPIXEL, PriceBooks, money_text
-from router.budgets import Account
+from router.budgets import BUDGET, Account
 from router.events import AttemptFinished, RequestFinished
 from router.logs import RequestLog, request_log
 from router.metrics import COMPONENTS, NONE, OTHER, PRICE_STATUSES, SHARING_STATES, Family, Metrics, Number
@@ -38,6 +38,7 @@ _EXCLUSION = {  # the selector's word before a colon -> the metric's; what is no
     "rate_limited": "rate_limit",
     **dict.fromkeys(("limit", "full"), "capacity"),
     "drained": "disabled",
+    BUDGET: "budget",
     **dict.fromkeys(("unpriced", "max_cost", "bill_unknown"), "price"),
     **dict.fromkeys(("only", "ignore", "max_latency_s", "min_success", "no_fallbacks"), "preference"),
     **dict.fromkeys(("require_tags", "exclude_tags", "fallback"), "preference"),
