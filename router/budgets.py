@@ -7,7 +7,7 @@ An attempt belongs to the day and month in which it was opened, as in the ledger
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,7 +20,11 @@ CURRENCY = "USD"
 """Of all budgets. What is priced in another currency cannot be held to one."""
 
 SCOPES = ("key", "team", "project")
-PERIODS: Mapping[str, str] = {"day": "%Y-%m-%d", "month": "%Y-%m", "total": ""}  # and how one is told from the next
+PERIODS: Mapping[str, Callable[[datetime], int]] = {  # and how one is told from the next
+    "day": datetime.toordinal,
+    "month": lambda moment: moment.year * 12 + moment.month,
+    "total": lambda moment: 0,
+}
 
 BUDGET = "budget"  # why a target is out: it may cost more than is left
 QUOTA = "insufficient_quota"
@@ -56,7 +60,7 @@ class Account:
     period: str
     limit: int
     warn_at: float
-    began: str = ""  # the present day or month
+    began: int = -1  # the present day or month
     spent: int = 0
     held: int = 0  # by attempts whose outcome is not known yet
     refused: int = 0  # requests
@@ -67,7 +71,7 @@ class Account:
 
     def at(self, moment: datetime) -> Account:
         """The account as of then: a new period begins with nothing spent. A clock that goes back changes nothing."""
-        now = moment.strftime(PERIODS[self.period])
+        now = PERIODS[self.period](moment)
         if now > self.began:
             self.began, self.spent, self.held = now, 0, 0
         return self
@@ -90,7 +94,7 @@ class _Hold:
     """What one attempt holds, and of which periods."""
 
     nanos: int
-    accounts: tuple[tuple[Account, str], ...]
+    accounts: tuple[tuple[Account, int], ...]
 
     def present(self) -> Iterator[Account]:
         """The accounts whose period it belongs to still runs."""
@@ -111,14 +115,15 @@ class Budgets:
         self._payers: dict[tuple[str, str | None, str | None], tuple[Account, ...]] = {}
         self._holds: dict[str, _Hold] = {}  # by attempt id
 
+    def limit(self, payer: Payer) -> bool:
+        """Whether any budget is this payer's."""
+        return bool(self.accounts and self._of(payer))
+
     def room(self, payer: Payer, at: datetime) -> int | None:
         """Nanos that may yet be spent, at least 0; None if no budget limits this payer."""
-        if not self.accounts:
+        if not self.limit(payer):
             return None
-        accounts = self._of(payer)
-        if not accounts:
-            return None
-        return max(0, min(account.limit - account.at(at).used for account in accounts))
+        return max(0, min(account.limit - account.at(at).used for account in self._of(payer)))
 
     def hold(self, attempt_id: str, payer: Payer, nanos: int, at: datetime) -> None:
         """Reserve what an attempt may cost at most. RequestError, and nothing held, if a budget has not that much."""
@@ -126,7 +131,7 @@ class Budgets:
         if room is None:
             return
         if nanos > room:
-            raise self.refusal(payer, at)
+            raise self.refusal(payer, at, first=False)
         self.remember(attempt_id, payer, nanos, at)
 
     def settle(self, attempt_id: str, nanos: int, currency: str, *, known: bool) -> None:
@@ -147,10 +152,13 @@ class Budgets:
         if not known:
             self._holds[attempt_id] = _Hold(nanos, hold.accounts)
 
-    def refusal(self, payer: Payer, at: datetime) -> RequestError:
-        """What a payer is told whose money does not suffice: its tightest budget, and nobody else's figures."""
+    def refusal(self, payer: Payer, at: datetime, *, first: bool) -> RequestError:
+        """What a payer is told whose money does not suffice: its tightest budget, and nobody else's figures.
+
+        ``first``: nothing has been sent for its request, which is counted as refused.
+        """
         account = min(self._of(payer), key=lambda each: each.limit - each.at(at).used)
-        account.refused += 1
+        account.refused += first
         renews = account.renews(at)
         when = f"It renews at {renews:%Y-%m-%dT%H:%M:%SZ}." if renews is not None else "It does not renew."
         limit, used = money_text(account.limit), money_text(account.used)
@@ -188,8 +196,8 @@ class Budgets:
         """An attempt opened at this time holds so much, whatever the budgets say."""
         accounts = self._of(payer)
         if accounts:
-            moments = tuple((account, at.strftime(PERIODS[account.period])) for account in accounts)
-            hold = self._holds[attempt_id] = _Hold(nanos, moments)
+            periods = tuple((account, PERIODS[account.period](at)) for account in accounts)
+            hold = self._holds[attempt_id] = _Hold(nanos, periods)
             for account in hold.present():
                 account.held += nanos
 

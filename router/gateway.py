@@ -172,7 +172,7 @@ class Gateway:
         return self._offers.order(request, self._clock.now(), caller.models)
 
     def _route(self, order: Order, caller: Caller, timeout_s: float) -> RouteRequest:
-        budgeted = self._budgets.room(caller, self._clock.now()) is not None
+        budgeted = self._budgets.limit(caller)
         return route(order, self._weights, timeout_s, caller.preferences, budgeted=budgeted)
 
     def _budget_s(self, request: ImageRequest, model: Model) -> float:
@@ -320,16 +320,16 @@ class Gateway:
             decision = self._selector.choose(within, now, tried, elapsed_s)
         except Infeasible as error:
             if within is not request:
-                raise self._budgets.refusal(caller, self._clock.now()) from error
+                raise self._budgets.refusal(caller, self._clock.now(), first=not tried) from error
             raise unserved.infeasible(error) from error
         if decision.target is None and within is not request and decision.retry_after_s is None:
-            raise self._budgets.refusal(caller, self._clock.now())
+            raise self._budgets.refusal(caller, self._clock.now(), first=not tried)
         return decision
 
     def _affordable(self, caller: Caller, request: RouteRequest) -> RouteRequest:
         """The request without the targets that may cost more than the caller's budgets have left; itself if there are
         none of these."""
-        room = self._budgets.room(caller, self._clock.now())
+        room = self._budgets.room(caller, self._clock.now()) if self._budgets.accounts else None
         if room is None or not [c for c in request.candidates if c.excluded is None and c.price_high_nanos > room]:
             return request
         candidates = tuple(

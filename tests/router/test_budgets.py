@@ -342,7 +342,7 @@ async def test_a_restart_knows_what_was_spent(tmp_path: Path) -> None:
 async def test_a_scrape_shows_them(tmp_path: Path) -> None:
     budgets = Budgets({("key", "shop"): Budget(day=Decimal(2), warn_at=0.5), ("team", "web"): Budget(total=Decimal(9))})
     budgets.hold("a", SHOP, 500_000_000, NOON)
-    refused(lambda: budgets.hold("b", SHOP, 1_600_000_000, NOON))
+    assert budgets.refusal(SHOP, NOON, first=True).status == 429
     telemetry = Telemetry(targets=(), version="1", budgets=["shop", "web"], log=object())
     accounts = [account.at(NOON) for account in budgets.accounts]
     telemetry.read_from(Sources(dict, lambda: 0, lambda: 0.0, lambda: 0, budgets=lambda: accounts))
