@@ -476,6 +476,7 @@ def load(
     weights: dict[str, tuple[float, int]] = {}
     defaults: dict[Operation, str] = {}
     keys: dict[str, ClientKey] = {}
+    files: dict[str, str] = {}  # that the keys stand in
     rates: dict[str, dict[str, int | None]] = {}  # of the keys
     budgets: dict[tuple[str, str], Budget] = {}  # by scope and name
     payers: dict[tuple[str, str], Section] = {}  # teams and projects
@@ -512,7 +513,9 @@ def load(
             if chosen := default.text(operation.value):
                 defaults[operation] = chosen
         default.done()
-        keys |= {key.name: key for key in _client_keys(root, env, keyless, rates, budgets)}
+        named = {key.name: key for key in _client_keys(root, env, keyless, rates, budgets)}
+        keys |= named
+        files |= dict.fromkeys(named, file)
         root.read.add("keys")
         for scope in ("team", "project"):
             for name, section in root.sections(f"{scope}s"):
@@ -534,8 +537,15 @@ def load(
         on_disconnect = root.choice("on_disconnect", ON_DISCONNECT, on_disconnect)
         root.done()
 
-    if secret := env.get("PIXELROUTE_API_KEY"):
+    secret = env.get("PIXELROUTE_API_KEY")
+    if secret and secret not in [key.secret for key in keys.values()]:  # it may be the secret of a key with a name
         keys.setdefault("default", ClientKey("default", secret))
+    owners: dict[str, str] = {}
+    for key in () if keyless else keys.values():  # else one's limits and budget would be another's
+        if (owner := owners.setdefault(key.secret, key.name)) != key.name:
+            problems.append(
+                Problem(files[key.name], f"keys.{key.name}.secret_env", f"is the secret of {owner} as well")
+            )
     for (scope, name), section in payers.items():
         if name not in [getattr(key, scope) for key in keys.values()]:
             section.problem("", f"no key is of this {scope}")

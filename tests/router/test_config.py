@@ -132,6 +132,14 @@ def test_every_key_has_the_limits_of_all_but_where_it_says_otherwise(tmp_path):
     assert limiters_for(load(paths[:1], {})) == []
 
 
+def test_a_secret_belongs_to_one_key(tmp_path):
+    text = SMALL + "keys: {shop: {secret_env: SHOP, budget: {day: 1}}, blog: {secret_env: BLOG}}\n"
+    settings = read(tmp_path, text, {"SHOP": "1", "BLOG": "2", "PIXELROUTE_API_KEY": "1"})
+    assert [key.name for key in settings.keys] == ["shop", "blog"]  # and no unlimited one beside it
+    with pytest.raises(ConfigError, match=r"keys\.blog\.secret_env: is the secret of shop as well"):
+        read(tmp_path, text, {"SHOP": "1", "BLOG": "1"})
+
+
 def test_budgets_are_exact_and_a_later_files_key_replaces_its_own(tmp_path):
     (tmp_path / "first.yaml").write_text(
         SMALL
