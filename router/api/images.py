@@ -156,7 +156,9 @@ class Edits(Images):
         sources: Sequence[str | Blob] = draft.images if draft.mask is None else (*draft.images, draft.mask)
         if all(isinstance(source, Blob) for source in sources):
             loaded: list[Any] = list(sources)
-        else:
+        elif all(isinstance(source, Blob) or source[:5].lower() == "data:" for source in sources):
+            loaded = await self._load(sources, draft.param, reservation)
+        else:  # others may take long to send them
             loading = asyncio.ensure_future(self._load(sources, draft.param, reservation))
             try:
                 loaded = await unless_gone(receive, loading)
