@@ -423,11 +423,11 @@ def _(walk: Walk) -> None:
     walk.router.reset()
     walk.router.fault("gpu-fast", "delay", seconds=3)
     wish = "x-pixelroute-on-disconnect: cancel"
-    before = len(walk.router.events("request"))
+    before = len(walk.router.left())
     with walk.connection() as connection:
         connection.sendall(head(GENERATE, JSON, wish, f"content-length: {len(body)}") + body)
         until(lambda: walk.router.calls()["gpu-fast"]["total"])
-    gone = until(lambda: walk.router.events("request")[before:])[0]
+    gone = until(lambda: walk.router.left()[before:])[0]
     assert gone["outcome"] == "cancelled"
     stopped = until(
         lambda: (

@@ -28,13 +28,13 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
 
 def leave(router: RouterProcess, wish: dict[str, Any]) -> str:
     """Ask for a picture and hang up once a provider has the job; the request's id."""
-    seen = len(router.events("request"))
+    seen = len(router.left())
     body = json.dumps({"model": MODEL, "prompt": "a lake"} | wish).encode()
     head = f"POST {GENERATE} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", router.port)) as connection:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         until(lambda: router.calls()["fal"]["total"])
-    [gone] = until(lambda: router.events("request")[seen:])
+    [gone] = until(lambda: router.left()[seen:])
     assert gone["outcome"] == "cancelled"
     return str(gone["request_id"])
 
