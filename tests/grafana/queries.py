@@ -29,9 +29,8 @@ def exported() -> dict[str, frozenset[str]]:
     telemetry.price_books(load_price_books(), datetime(2026, 11, 21, tzinfo=UTC))
     series: dict[str, frozenset[str]] = {}
     for family in telemetry.metrics.registry.collect():
-        described = telemetry.metrics.families.get(family.name) or telemetry.metrics.families.get(
-            f"{family.name}_total"
-        )
+        families = telemetry.metrics.families
+        described = families.get(family.name, families.get(f"{family.name}_total"))  # one without series is falsy
         labels = frozenset(described.labels if described is not None else ())
         if family.type == "histogram":
             series |= {

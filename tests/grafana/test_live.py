@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from tests.grafana.queries import DASHBOARDS, GRAFANA, RULES, load, panels, recorded, substituted
-from tests.integration.process import RouterProcess, free_port
+from tests.integration.process import KEY, RouterProcess, free_port
 
 pytestmark = pytest.mark.xdist_group("live")
 
@@ -68,7 +68,7 @@ class Traffic:
     """What a day brings, in seconds: successes of several kinds, failovers, refusals, errors, unknown models."""
 
     def __init__(self, base: str) -> None:
-        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0, timeout=30.0)
+        self._client = openai.OpenAI(base_url=f"{base}/v1", api_key=KEY, max_retries=0, timeout=30.0)
         self._picture = picture()
         self._stop = threading.Event()
         self.outcomes: dict[str, int] = {}
@@ -119,7 +119,10 @@ class Traffic:
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
-    process = RouterProcess(tmp_path_factory.mktemp("router"), key=None, speed=0.05)
+    directory = tmp_path_factory.mktemp("router")
+    keys = {"shop": {"secret_env": "PIXELROUTE_API_KEY", "team": "web", "budget": {"day": "1000"}}}
+    (directory / "keys.yaml").write_text(yaml.safe_dump({"keys": keys}))
+    process = RouterProcess(directory, speed=0.05, more=directory / "keys.yaml")
     yield process
     process.stop()
 
