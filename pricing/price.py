@@ -62,6 +62,8 @@ class Price:
     """The expected choice for each open word."""
     estimated: bool = field(init=False, repr=False, compare=False)
     """Some component's quantity or price is only known afterwards."""
+    counts_prompt: bool = field(init=False, repr=False, compare=False)
+    """The length of the prompt makes a difference to a quote."""
     _snapshot: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class Price:
         object.__setattr__(self, "defaults", {name: choices[0] for name, choices in self.open.items()})
         estimated = any(component.estimate or component.at_least or component.at_most for component in self.components)
         object.__setattr__(self, "estimated", estimated)
+        estimates = [component.estimate for component in self.components if component.estimate is not None]
+        object.__setattr__(self, "counts_prompt", any(each.per_character is not None for each in estimates))
 
     def words(self, attributes: Words) -> Words:
         """The request's words with the provider's choices where it said nothing."""

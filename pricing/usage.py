@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 
 MEGAPIXEL = 1_048_576
 """Pixels in the megapixel that image hosts bill (1024 x 1024); a price component may state another."""
@@ -26,6 +27,7 @@ class ImageSize:
         return self.width * self.height
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> ImageSize:
         """Read ``WIDTHxHEIGHT`` (ASCII digits, lower-case x, no spaces or leading zeros), else ValueError."""
         match = _SIZE.fullmatch(text)

@@ -88,7 +88,7 @@ def offers_for(settings: Settings) -> Offers:
     if problems:
         raise ConfigError(Problem("configuration", *text.split(": ", 1)) for text in problems)
     catalog = Catalog(settings.models, settings.names, settings.defaults, settings.successors)
-    return Offers(catalog, settings.books, providers, adapters)
+    return Offers(catalog, settings.books, providers, adapters, settings.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,6 @@ def what_if(
     history = History(
         timeout_s=now.limits.request_timeout_s,
         offers=offers,
-        weights=now.weights,
         policy=change.policy,
         only=change.only,
         ignore=change.ignore,
@@ -240,7 +239,6 @@ class Runtime:
             budgets=self.budgets,
             refused_elsewhere=settings.refused == "failover",
             on_disconnect=settings.on_disconnect,
-            weights=settings.weights,
         )
         webhooks = self._webhooks(settings.webhooks)
         self.requests = Requests(self.gateway, self.store, webhooks)

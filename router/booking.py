@@ -10,7 +10,7 @@ from pricing import Basis, Cost, ImageSize, Usage
 from pricing import Settlement as Priced
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError
 from router.events import AttemptFinished
-from router.ledger import AttemptRecord, Opening, Role, Settlement, State, expected_as_dict, usage_as_dict
+from router.ledger import AttemptRecord, Opening, Role, Settlement, State, usage_as_dict
 from router.offers import Offer, Order
 from router.routing import Decision, Outcome, Scored, pack, unpack
 from router.types import AttemptSummary, Caller, ImageRequest, ImageResult, Operation, Provider
@@ -29,6 +29,7 @@ def opening(
     attempt_id: str,
     at: datetime,
     request_id: str,
+    request: ImageRequest,
     caller: Caller,
     offer: Offer,
     decision: Decision,
@@ -37,7 +38,10 @@ def opening(
     attempt_no: int,
 ) -> Opening:
     """The row that must be durable before the call leaves."""
-    request, quote, price = offer.request, offer.quote, offer.price
+    quote, price = offer.quote, offer.price
+    expected = offer.expecting
+    if request.prompt:
+        expected = {**expected, "prompt_characters": len(request.prompt) * offer.expected.requests}
     return Opening(
         attempt_id=attempt_id,
         request_id=request_id,
@@ -61,7 +65,7 @@ def opening(
         currency=quote.high.currency if quote else "USD",
         price_id=price.id if price else None,
         price=price.snapshot() if price else {},
-        expected=expected_as_dict(offer.expected),
+        expected=expected,
         request_digest=digest(request),
         decision=pack(decision),
     )

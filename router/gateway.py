@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError
 from router.events import Observer
 from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State
 from router.media import painted
-from router.offers import Agreements, Offer, Offers, Order, emulated, route, stood_in, used
+from router.offers import Agreements, Offer, Offers, Order, emulated, stood_in, used
 from router.providers.base import Job, Partial
 from router.records import changed, record
 from router.recovery import Recovery
@@ -60,6 +60,7 @@ class _Work:
     """One request on its way: what is fixed, and what the attempts leave behind."""
 
     request_id: str
+    request: ImageRequest  # as it came; the model that serves it may complete it
     order: Order
     caller: Caller
     route: RouteRequest
@@ -83,10 +84,6 @@ class _Work:
     accepted: bool = False
     retry_after_s: float | None = None
 
-    @property
-    def request(self) -> ImageRequest:
-        return self.order.request
-
 
 @record
 class _Attempt:
@@ -94,6 +91,7 @@ class _Attempt:
 
     work: _Work
     offer: Offer
+    request: ImageRequest  # as the offer's model completes it
     decision: Decision
     opening: Opening
     started: float
@@ -120,7 +118,6 @@ class Gateway:
         refused_elsewhere: bool = False,
         budgets: Budgets | None = None,
         on_disconnect: str = "finish",
-        weights: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
         self._offers = offers
         self._selector = selector
@@ -144,7 +141,6 @@ class Gateway:
         )
         self._refused_elsewhere = refused_elsewhere
         self._on_disconnect = on_disconnect
-        self._weights = weights or {}
         self._works: dict[str, _Work] = {}  # by request id
         self._running: set[asyncio.Task[Any]] = set()
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
@@ -169,11 +165,7 @@ class Gateway:
             return False  # the request will be told that there is no such model
 
     def _order(self, request: ImageRequest, caller: Caller) -> Order:
-        return self._offers.order(request, self._clock.now(), caller.models)
-
-    def _route(self, order: Order, caller: Caller, timeout_s: float) -> RouteRequest:
-        budgeted = self._budgets.limit(caller)
-        return route(order, self._weights, timeout_s, caller.preferences, budgeted=budgeted)
+        return self._offers.order(request, self._clock.now(), caller, budgeted=self._budgets.limit(caller))
 
     def _budget_s(self, request: ImageRequest, model: Model) -> float:
         """Seconds for all attempts of a request: a job, which nobody waits for, has longer, by its model."""
@@ -205,9 +197,10 @@ class Gateway:
         timeout_s = wait_s if wait_s is not None and hurried else budget_s
         work = _Work(
             request_id=request_id,
+            request=request,
             order=order,
             caller=caller,
-            route=self._route(order, caller, timeout_s),
+            route=order.routed(request, timeout_s),
             started=started,
             deadline=started + timeout_s,
             emit=emit,
@@ -347,10 +340,12 @@ class Gateway:
     async def _open(self, work: _Work, offer: Offer, decision: Decision, role: Role, attempt_id: str) -> _Attempt:
         """The attempt, its row durable. RequestError if that is impossible; then nothing may be sent."""
         work.opened += 1
+        request = offer.request(work.request)
         opening = booking.opening(
             attempt_id,
             self._clock.now(),
             work.request_id,
+            request,
             work.caller,
             offer,
             decision,
@@ -373,7 +368,7 @@ class Gateway:
                 retry=True,
                 retry_after_s=5.0,
             ) from error
-        return _Attempt(work, offer, decision, opening, self._clock.monotonic(), decision.reason)
+        return _Attempt(work, offer, request, decision, opening, self._clock.monotonic(), decision.reason)
 
     async def _finish(self, attempt: _Attempt, routing: bool) -> Completed:
         """Run the flow, meter, settle. Raises ProviderError with ``billed`` decided."""
@@ -386,7 +381,7 @@ class Gateway:
             ran = await self._perform(attempt)
             left_s = max(5.0, work.deadline - self._clock.monotonic())  # it is paid: do not drop it for a second
             result = await self._delivery.fetch(ran.result, offer.provider, timeout_s=left_s)
-            made, asked = len(result.images), offer.request.n
+            made, asked = len(result.images), attempt.request.n
             if made < asked:
                 ran = replace(ran, result=result)  # the pictures that did come, measured
                 raise ProviderError(
@@ -416,7 +411,7 @@ class Gateway:
     async def _perform(self, attempt: _Attempt) -> Ran:
         """The adapter's flow; several at once when the target makes fewer pictures per call than were asked."""
         work, offer = attempt.work, attempt.offer
-        request, most = offer.request, offer.target.max_images
+        request, most = attempt.request, offer.target.max_images
         if offer.size != request.size:
             request = replace(request, size=offer.size)  # by the size policy
         if request.mask is not None and offer.target.mask_rule != "alpha" and request.mask.format is not None:
@@ -594,7 +589,7 @@ class Gateway:
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
-        usage = used(offer.request, offer, result, sizes)
+        usage = used(offer, result, sizes)
         priced = offer.settle(usage)
         cost = self._agreements.cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         settled = await self._settle(
@@ -610,7 +605,7 @@ class Gateway:
         work.attempts.append(booking.summary(offer, role, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
         delivered = await self._delivery.hand_over(
-            result, offer.request, offer.size, work.response_format, work.request_id
+            result, attempt.request, offer.size, work.response_format, work.request_id
         )
         return self._completed(attempt, settled, result, delivered, routing)
 
@@ -630,7 +625,7 @@ class Gateway:
         usage = None
         if proof is not None and billed is Billed.YES and booking.proves(proof):
             sizes = tuple(image.size for image in proof.images if image.size is not None)
-            usage = used(offer.request, offer, proof, sizes)
+            usage = used(offer, proof, sizes)
         priced = offer.settle(usage or Usage(requests=0))
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
@@ -703,7 +698,7 @@ class Gateway:
         self, attempt: _Attempt, settled: Settlement, result: ImageResult, delivered: Delivered, routing: bool
     ) -> Completed:
         work, offer, decision = attempt.work, attempt.offer, attempt.decision
-        request = offer.request
+        request = attempt.request
         sizes = {image.size for image in delivered.images}
         return Completed(
             request_id=work.request_id,
@@ -752,7 +747,7 @@ class Gateway:
         budget_s = self._budget_s(request, order.model)
         wait_s = min(request.deadline_s or budget_s, budget_s)
         try:
-            decision = self._selector.choose(self._route(order, caller, wait_s), self._clock.monotonic(), ())
+            decision = self._selector.choose(order.routed(request, wait_s), self._clock.monotonic(), ())
         except Infeasible as error:
             raise unserved.infeasible(error) from error
         chosen = order.offer(decision.target) if decision.target else order.offers[0]
@@ -763,7 +758,7 @@ class Gateway:
         order = self._order(request, caller)
         budget_s = self._budget_s(request, order.model)
         wait_s = min(request.deadline_s or budget_s, budget_s)
-        self._within_budget(caller, self._route(order, caller, wait_s), self._clock.monotonic())
+        self._within_budget(caller, order.routed(request, wait_s), self._clock.monotonic())
 
     # --- after a crash ---------------------------------------------------------------------------------------
 

@@ -1,9 +1,13 @@
-"""Who could serve a request, and what each would charge for it: the input of a decision and the whole of a dry run."""
+"""Who could serve a request and what each would charge for it: the input of a decision and the whole of a dry run.
+
+All of it follows from the request's shape, the client key and the day, so that it is worked out once for many requests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 
 from pricing import (
@@ -24,33 +28,53 @@ from pricing import (
 )
 from router.budgets import CURRENCY
 from router.errors import Billed, ErrorKind, RequestError
-from router.ledger import Opening
+from router.ledger import Opening, expected_as_dict
 from router.providers.base import Adapter, Auth
-from router.records import record
+from router.records import changed, record
 from router.routing import Candidate, RouteRequest
-from router.routing.catalog import Catalog, Fit, infeasible
-from router.types import NO_PREFERENCES, ImageRequest, ImageResult, Model, Preferences, Provider, Target, Warn
+from router.routing.catalog import Catalog, Fit, completed, infeasible
+from router.types import (
+    PRICED_STEPS,
+    PRICED_WORDS,
+    Caller,
+    ImageRequest,
+    ImageResult,
+    Model,
+    Preferences,
+    Provider,
+    Shape,
+    Target,
+    Warn,
+)
 
-_CACHED_QUOTES = 4096
-_CACHED_CHARGES = 32  # of one quote
+_CACHED_ORDERS = 2048
+_CACHED_CHARGES = 32  # of one offer
 
 
 @record
 class Offer:
-    """One target beside one request. ``lacks`` is why it cannot serve it, None when it can."""
+    """One target beside the requests of one shape. ``lacks`` is why it cannot serve them, None when it can."""
 
     model: Model
     rank: int  # of the model among those the request may be served by
-    request: ImageRequest  # as this model completes it
+    asked: Shape  # as this model completes it
     target: Target
     provider: Provider
     adapter: Adapter
+    auth: Auth
     lacks: str | None
     size: ImageSize | None  # what it would be asked to make; another than the client's where the size policy allows it
+    weight: float
+    priority: int
     price: Price | None  # None: no price in force
     quote: Quote | None
     expected: Expected
+    expecting: Mapping[str, Any]  # the same for the ledger, but for the prompt's length
     settled: dict[tuple[Any, ...], Settlement]  # what equal attempts came to, by what they used
+
+    def request(self, request: ImageRequest) -> ImageRequest:
+        """A request of this shape, as this model completes it."""
+        return completed(request, self.asked)
 
     def settle(self, usage: Usage) -> Settlement:
         """What the attempt costs by the best evidence. Equal usage at one price costs the same: computed once."""
@@ -71,10 +95,6 @@ class Offer:
             found = self.settled[key] = settle(self.price, usage, self.quote)
         return found
 
-    @property
-    def auth(self) -> Auth:
-        return auth_of(self.provider, self.adapter)
-
 
 def auth_of(provider: Provider, adapter: Adapter) -> Auth:
     """How this provider takes its key: as its adapter says, unless the configuration says otherwise."""
@@ -83,22 +103,30 @@ def auth_of(provider: Provider, adapter: Adapter) -> Auth:
 
 @record
 class Order:
-    """A request with its model resolved, its defaults filled in, and every target's offer for it.
+    """What requests of one shape are offered: the model resolved, its defaults filled in, every target's offer.
 
     The offers of the models that may stand in for it follow its own, in the order of the models.
     """
 
-    request: ImageRequest
     model: Model
     offers: tuple[Offer, ...]
-    warnings: tuple[Warn, ...] = ()
+    warnings: tuple[Warn, ...]
+    route: RouteRequest  # but for what is each request's own
+    longest: int  # characters of the longest prompt for which all of this is the same; -1: it differs with each
 
     def offer(self, target: str) -> Offer:
         return next(offer for offer in self.offers if offer.target.key == target)
 
+    def routed(self, request: ImageRequest, timeout_s: float) -> RouteRequest:
+        """A request of this shape as routing sees it."""
+        return changed(self.route, deadline_s=timeout_s, session=request.user)
+
+
+_ANYBODY = Caller()
+
 
 class Offers:
-    """Prepares orders. Quotes of equal requests are computed once."""
+    """Prepares orders, once for equal shapes. ``weights`` by target: weight and priority."""
 
     def __init__(
         self,
@@ -106,30 +134,60 @@ class Offers:
         books: PriceBooks,
         providers: Mapping[str, Provider],
         adapters: Mapping[str, Adapter],
+        weights: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
         self.catalog = catalog
         self.books = books
         self._providers = providers
         self._adapters = adapters
-        self._quotes: dict[tuple[Any, ...], tuple[Quote, dict[tuple[Any, ...], Settlement]]] = {}
+        self._weights = weights or {}
+        self._orders: dict[tuple[Any, ...], Order] = {}
+        self._changes = sorted({price.effective_at for price in books})
+        self._since = self._until = _BEFORE  # the time that the orders hold for
 
-    def order(self, request: ImageRequest, at: datetime, allowed: Collection[str] = ()) -> Order:
-        """Raises RequestError when the model is unknown or not among ``allowed``, or no target can serve the request.
+    def order(self, request: ImageRequest, at: datetime, caller: Caller = _ANYBODY, *, budgeted: bool = False) -> Order:
+        """Raises RequestError when the model is unknown or not the caller's, or no target can serve the request.
 
-        ``allowed``: slugs that the caller may use; empty: all.
+        ``budgeted``: a budget is to hold, so everything must have its price.
         """
-        model, pinned, redirected = self.catalog.resolve(request.model, at.date())
-        if allowed and model.slug not in allowed:
+        if not self._since <= at < self._until:
+            self._turn(at)
+        asked = request.shape
+        key: tuple[Any, ...] = (asked[:-1], asked.prompt > 0, caller.models, caller.preferences, budgeted)
+        found = self._orders.get(key)
+        if found is None or asked.prompt > found.longest:
+            key = (asked, caller.models, caller.preferences, budgeted)
+            found = self._orders.get(key)
+        if found is None:
+            found = self._order(asked, at, caller, budgeted)
+            if asked.prompt <= found.longest:
+                key = (asked[:-1], asked.prompt > 0, caller.models, caller.preferences, budgeted)
+            if len(self._orders) >= _CACHED_ORDERS:
+                self._orders.clear()
+            self._orders[key] = found
+        return found
+
+    def _turn(self, at: datetime) -> None:
+        """Forget the orders: another day has begun, or another price is in force."""
+        day = datetime.combine(at.date(), time(), at.tzinfo)
+        following = bisect_right(self._changes, at)
+        changes = (_BEFORE, *self._changes, _NEVER)
+        self._since, self._until = max(day, changes[following]), min(day + _DAY, changes[following + 1])
+        self._orders.clear()
+
+    def _order(self, asked: Shape, at: datetime, caller: Caller, budgeted: bool) -> Order:
+        model, pinned, redirected = self.catalog.resolve(asked.model, at.date())
+        if caller.models and model.slug not in caller.models:
             raise _not_allowed(model, "model")
-        completed, warnings = self.catalog.complete(request, model)
-        fits = self.catalog.fits(completed, model, pinned)
-        offers = tuple(self._offer(completed, model, 0, fit, at) for fit in fits)
-        named = request.models if request.models is not None else () if pinned else model.fallbacks
+        filled, warnings = self.catalog.complete(asked, model)
+        fits = self.catalog.fits(filled, model, pinned)
+        offers = tuple(self._offer(filled, model, 0, fit, at) for fit in fits)
+        named = asked.models if asked.models is not None else () if pinned else model.fallbacks
         if named:
-            offers = self._with_fallbacks(offers, request, named, allowed, at)
+            offers = self._with_fallbacks(offers, asked, named, caller, at)
         if all(offer.lacks is not None for offer in offers):
             if not any(offer.lacks == "unpriced" for offer in offers):
-                raise infeasible(completed, model, fits)
+                raise infeasible(filled, model, fits)
             raise RequestError(
                 503,
                 f"No price is in force for {model.slug}, so it is refused. The operator must enter a price, or allow "
@@ -138,14 +196,18 @@ class Offers:
                 param="model",
                 type="server_error",
             )
-        return Order(completed, model, offers, redirected + warnings)
+        longest = min(offer.target.max_prompt for offer in offers)
+        if any(offer.price is not None and offer.price.counts_prompt for offer in offers):
+            longest = -1
+        route = _route(filled, model, offers, caller.preferences, budgeted=budgeted)
+        return Order(model, offers, redirected + warnings, route, longest)
 
     def _with_fallbacks(
         self,
         offers: tuple[Offer, ...],
-        request: ImageRequest,
+        asked: Shape,
         named: Sequence[str],
-        allowed: Collection[str],
+        caller: Caller,
         at: datetime,
     ) -> tuple[Offer, ...]:
         """The offers, and behind them those of other models, each target once."""
@@ -154,18 +216,18 @@ class Offers:
             try:
                 model, pinned, _ = self.catalog.resolve(name, at.date())
             except RequestError as error:
-                if request.models is None:
+                if asked.models is None:
                     continue  # the operator's list, and none of its providers is in use
                 error.param = "models"
                 raise
-            if allowed and model.slug not in allowed:
-                if request.models is None:
+            if caller.models and model.slug not in caller.models:
+                if asked.models is None:
                     continue  # the operator's list, not this caller's
                 raise _not_allowed(model, "models")
-            completed, _ = self.catalog.complete(request, model)
-            for fit in self.catalog.fits(completed, model, pinned):
+            filled, _ = self.catalog.complete(asked, model)
+            for fit in self.catalog.fits(filled, model, pinned):
                 if fit.target.key not in found:
-                    found[fit.target.key] = self._offer(completed, model, rank, fit, at)
+                    found[fit.target.key] = self._offer(filled, model, rank, fit, at)
         return tuple(found.values())
 
     def reach(self, key: str) -> tuple[Target, Provider, Adapter] | None:
@@ -176,43 +238,41 @@ class Offers:
             return None
         return target, self._providers[target.provider], self._adapters[target.provider]
 
-    def _offer(self, request: ImageRequest, model: Model, rank: int, fit: Fit, at: datetime) -> Offer:
-        target, size = fit.target, fit.size
+    def _offer(self, asked: Shape, model: Model, rank: int, fit: Fit, at: datetime) -> Offer:
+        target, size, lacks = fit.target, fit.size, fit.lacks
         provider = self._providers[target.provider]
         adapter = self._adapters[target.provider]
-        if fit.lacks is not None:
-            return Offer(
-                model, rank, request, target, provider, adapter, fit.lacks, size, None, None, _NOTHING_EXPECTED, {}
-            )
-        expected = _expected(request, target, size)
-        try:
-            price = self.books.price(provider.prices, target.price_key(request.operation), at)
-        except UnpricedError:
-            refused = "unpriced" if model.unpriced == "reject" or request.preferences.max_cost is not None else None
-            return Offer(model, rank, request, target, provider, adapter, refused, size, None, None, expected, {})
-        quoted, settled = self._quote(price, expected)
-        return Offer(model, rank, request, target, provider, adapter, None, size, price, quoted, expected, settled)
-
-    def _quote(self, price: Price, expected: Expected) -> tuple[Quote, dict[tuple[Any, ...], Settlement]]:
-        key = (
-            price.id,
-            expected.images,
-            expected.size,
-            expected.inputs,
-            expected.prompt_characters,
-            expected.requests,
-            expected.steps,
-            expected.partial_images,
-            *expected.attributes.items(),
+        price: Price | None = None
+        if lacks is None:
+            try:
+                price = self.books.price(provider.prices, target.price_key(asked.operation), at)
+            except UnpricedError:
+                if model.unpriced == "reject" or asked.preferences.max_cost is not None:
+                    lacks = "unpriced"
+        expected = _expected(asked, target, size) if fit.lacks is None else _NOTHING_EXPECTED
+        weight, priority = self._weights.get(target.key, (1.0, 0))
+        return Offer(
+            model=model,
+            rank=rank,
+            asked=asked,
+            target=target,
+            provider=provider,
+            adapter=adapter,
+            auth=auth_of(provider, adapter),
+            lacks=lacks,
+            size=size,
+            weight=weight,
+            priority=priority,
+            price=price,
+            quote=quote(price, expected) if price is not None else None,
+            expected=expected,
+            expecting=expected_as_dict(expected),
+            settled={},
         )
-        found = self._quotes.get(key)
-        if found is None:
-            if len(self._quotes) >= _CACHED_QUOTES:
-                self._quotes.clear()
-            found = self._quotes[key] = quote(price, expected), {}
-        return found
 
 
+_BEFORE, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_DAY = timedelta(days=1)
 _NOTHING_EXPECTED = Expected()
 
 
@@ -220,54 +280,42 @@ def _not_allowed(model: Model, param: str) -> RequestError:
     return RequestError(403, f"This key may not use {model.slug}.", code="model_not_allowed", param=param)
 
 
-def _attributes(request: ImageRequest, target: Target) -> dict[str, str]:
+def _attributes(asked: Shape, target: Target) -> dict[str, str]:
     """The words a price may depend on, in the provider's vocabulary."""
     attributes = dict(target.attributes)
-    if request.quality is not None and request.quality != "auto":
-        attributes["quality"] = str(target.qualities.get(request.quality, request.quality))
-    extra = _sent(request, target)
-    for name in ("resolution", "rendering_speed", "acceleration", "guidance_scale"):
+    if asked.quality is not None and asked.quality != "auto":
+        attributes["quality"] = str(target.qualities.get(asked.quality, asked.quality))
+    extra = _sent(asked, target)
+    for name in PRICED_WORDS:
         value = extra.get(name, target.options.get(name))
         if value is not None:
             attributes[name] = str(value)
     return attributes
 
 
-def _steps(request: ImageRequest, target: Target) -> int | None:
-    extra = _sent(request, target)
-    value = extra.get("num_inference_steps", extra.get("steps", target.options.get("steps")))
+def _steps(asked: Shape, target: Target) -> int | None:
+    said = _sent(asked, target)
+    value = next((said[name] for name in PRICED_STEPS if name in said), target.options.get("steps"))
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _sent(request: ImageRequest, target: Target) -> Mapping[str, Any]:
+def _sent(asked: Shape, target: Target) -> Mapping[str, Any]:
     """The client's extra fields that this target is sent: what is dropped is not charged for."""
     known = target.options.get("parameters")
-    if known is None or not request.extra:
-        return request.extra
-    return {name: value for name, value in request.extra.items() if name in known}
+    return {name: value for name, value in asked.extra if known is None or name in known}
 
 
-def _calls(request: ImageRequest, target: Target) -> int:
-    """How many calls make the pictures, where one call makes fewer than were asked."""
-    return -(-request.n // target.max_images)
-
-
-def _inputs(request: ImageRequest, calls: int) -> tuple[ImageSize | None, ...]:
-    """Every call carries all source pictures, and is billed for them."""
-    return tuple(image.size for image in request.images) * calls
-
-
-def _expected(request: ImageRequest, target: Target, size: ImageSize | None) -> Expected:
-    calls = _calls(request, target)
+def _expected(asked: Shape, target: Target, size: ImageSize | None) -> Expected:
+    calls = -(-asked.n // target.max_images)  # where one makes fewer pictures than were asked
     return Expected(
-        images=request.n,
+        images=asked.n,
         size=size or target.default_size,
-        inputs=_inputs(request, calls),
-        prompt_characters=len(request.prompt) * calls,
+        inputs=asked.inputs * calls,  # every call carries all source pictures, and is billed for them
+        prompt_characters=asked.prompt * calls,
         requests=calls,
-        steps=_steps(request, target),
-        partial_images=request.partial_images if request.stream and target.streams else 0,
-        attributes=_attributes(request, target),
+        steps=_steps(asked, target),
+        partial_images=asked.partial_images if asked.stream and target.streams else 0,
+        attributes=_attributes(asked, target),
     )
 
 
@@ -297,64 +345,47 @@ class Agreements:
 _CHANCE = {Billed.NO: 0.0, Billed.MAYBE: 0.5, Billed.YES: 1.0}
 
 
-def route(
-    order: Order,
-    weights: Mapping[str, tuple[float, int]],
-    timeout_s: float,
-    of_key: Preferences = NO_PREFERENCES,
-    *,
-    budgeted: bool = False,
-) -> RouteRequest:
+def _route(asked: Shape, model: Model, offers: Sequence[Offer], of_key: Preferences, *, budgeted: bool) -> RouteRequest:
     """The order as routing sees it: candidates with their money, and how much work it is.
 
     What the request prefers goes over what the client key does (``of_key``), and that over its model's entry; the
     constraints of all three hold together. ``budgeted``: a budget is to hold, so everything must have its price.
     """
-    request = order.request
     limits = (of_key,) if of_key.constrains else ()
     # What has no price is not free: it is reckoned with as if it cost what the dearest of the others does.
-    dearest = max((offer.quote.high.total_nanos for offer in order.offers if offer.quote is not None), default=0)
+    dearest = max((offer.quote.high.total_nanos for offer in offers if offer.quote is not None), default=0)
     return RouteRequest(
-        model=order.model.slug,
-        operation=request.operation.value,
-        candidates=tuple(_candidate(offer, weights, limits, dearest, budgeted) for offer in order.offers),
-        images=request.n,
-        megapixels=_megapixels(request),
-        quality=request.quality,
-        preferences=request.preferences.within(of_key).within(order.model.preferences),
-        deadline_s=timeout_s,
-        session=request.user,
-        lesser=_lesser(order),
+        model=model.slug,
+        operation=asked.operation.value,
+        candidates=tuple(_candidate(offer, limits, dearest, budgeted) for offer in offers),
+        images=asked.n,
+        megapixels=_megapixels(asked),
+        quality=asked.quality,
+        preferences=asked.preferences.within(of_key).within(model.preferences),
+        lesser=_lesser(asked, offers),
     )
 
 
-def _lesser(order: Order) -> frozenset[str]:
+def _lesser(asked: Shape, offers: Sequence[Offer]) -> frozenset[str]:
     """Targets that would deliver less than was asked for, where another can deliver it."""
     found = frozenset[str]()
-    if order.request.size_policy is not None:
-        found = frozenset(offer.target.key for offer in order.offers if offer.size != offer.request.size)
-    if order.request.partial_images:
-        found |= frozenset(offer.target.key for offer in order.offers if not offer.target.streams)
+    if asked.size_policy is not None:
+        found = frozenset(offer.target.key for offer in offers if offer.size != offer.asked.size)
+    if asked.partial_images:
+        found |= frozenset(offer.target.key for offer in offers if not offer.target.streams)
     return found
 
 
-def _megapixels(request: ImageRequest) -> float:
-    return request.size.pixels / MEGAPIXEL if request.size is not None else 1.0
+def _megapixels(asked: Shape) -> float:
+    return asked.size.pixels / MEGAPIXEL if asked.size is not None else 1.0
 
 
-def _candidate(
-    offer: Offer,
-    weights: Mapping[str, tuple[float, int]],
-    limits: tuple[Preferences, ...],
-    unknown_nanos: int,
-    budgeted: bool,
-) -> Candidate:
-    weight, priority = weights.get(offer.target.key, (1.0, 0))
+def _candidate(offer: Offer, limits: tuple[Preferences, ...], unknown_nanos: int, budgeted: bool) -> Candidate:
     quoted = offer.quote
     if offer.model.preferences.constrains:
         limits = (*limits, offer.model.preferences)
     excluded = offer.lacks
-    if quoted is None and excluded is None and any(each.max_cost for each in (offer.request.preferences, *limits)):
+    if quoted is None and excluded is None and any(each.max_cost for each in (offer.asked.preferences, *limits)):
         excluded = "unpriced"  # what nobody can price cannot be held to a limit on cost
     if budgeted and excluded is None and (quoted is None or quoted.high.currency != CURRENCY):
         excluded = "unpriced"
@@ -365,24 +396,24 @@ def _candidate(
         price_nanos=quoted.expected.total_nanos if quoted else unknown_nanos,
         price_high_nanos=quoted.high.total_nanos if quoted else unknown_nanos,
         excluded=excluded,
-        weight=weight,
-        priority=priority,
+        weight=offer.weight,
+        priority=offer.priority,
         rank=offer.rank,
-        megapixels=_megapixels(offer.request) if offer.rank else None,
+        megapixels=_megapixels(offer.asked) if offer.rank else None,
         tags=offer.target.tags,
         limits=limits,
         failure_bills=_CHANCE[Billed(fact)],
     )
 
 
-def used(request: ImageRequest, offer: Offer, result: ImageResult, sizes: tuple[ImageSize, ...]) -> Usage:
+def used(offer: Offer, result: ImageResult, sizes: tuple[ImageSize, ...]) -> Usage:
     """What an attempt consumed: the pictures as measured, and what the provider reported."""
     attributes = offer.expected.attributes
     if result.quality is not None:
         attributes = {**attributes, "quality": result.quality}
     return Usage(
         outputs=sizes,
-        inputs=_inputs(request, offer.expected.requests),
+        inputs=offer.expected.inputs,
         tokens=result.tokens,
         requests=offer.expected.requests,
         seconds=result.seconds,

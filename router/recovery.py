@@ -18,6 +18,7 @@ from router.offers import Agreements, Offers, auth_of, emulated, stood_in
 from router.providers.base import Job
 from router.records import record
 from router.routing import unpack
+from router.routing.catalog import completed
 from router.transport import Transport
 from router.types import Completed, GeneratedImage, ImageRequest, ImageResult, Warn
 
@@ -187,9 +188,10 @@ class Recovery:
             wanted = named.slug
         calls = opening.expected["requests"]
         if (model := catalog.models.get(opening.model)) is not None:
-            request, completed = catalog.complete(request, model)
+            filled, warnings = catalog.complete(request.shape, model)
+            request = completed(request, filled)
             prompted = opening.expected.get("prompt_characters", 0) != len(request.prompt) * calls
-            told += () if prompted else completed  # the prompt is not known, but whether it was the catalogue's
+            told += () if prompted else warnings  # the prompt is not known, but whether it was the catalogue's
         return request, (*told, *stood_in(wanted, opening.model), *emulated(opening.images, calls))
 
     def _from_rows(

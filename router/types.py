@@ -8,7 +8,7 @@ from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 from math import ceil, isqrt, log, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from pricing import ImageSize, Reported
 from router.blob import Blob
@@ -97,6 +97,35 @@ class Preferences:
 NO_PREFERENCES = Preferences()
 
 
+class Shape(NamedTuple):
+    """What decides who can serve a request and what each would charge for it: all of it but its content.
+
+    Requests come in few shapes, so that whatever follows from one is worked out once.
+    """
+
+    operation: Operation
+    model: str
+    n: int
+    size: ImageSize | None
+    size_policy: str | None
+    quality: str | None
+    background: str | None
+    inputs: tuple[ImageSize | None, ...]  # of the source pictures
+    mask: bool
+    markup: bool
+    stream: bool
+    partial_images: int
+    extra: tuple[tuple[str, str | int | None], ...]  # those of the fields that a price may depend on
+    models: tuple[str, ...] | None
+    preferences: Preferences
+    prompt: int  # characters
+
+
+PRICED_WORDS = ("resolution", "rendering_speed", "acceleration", "guidance_scale")
+PRICED_STEPS = ("num_inference_steps", "steps")
+_PRICED = frozenset((*PRICED_WORDS, *PRICED_STEPS))
+
+
 @record
 class ImageRequest:
     """A client's request, parsed once and never changed. None means the client left it to the model."""
@@ -131,6 +160,32 @@ class ImageRequest:
     warnings: tuple[Warn, ...] = ()  # what reading the request already dropped or converted
     later: bool = False  # the client does not wait: it will ask for the result, or be called at webhook_url
     webhook_url: str | None = None
+
+    @property
+    def shape(self) -> Shape:
+        images, extra = self.images, self.extra
+        return Shape(
+            self.operation,
+            self.model,
+            self.n,
+            self.size,
+            self.size_policy,
+            self.quality,
+            self.background,
+            tuple([image.size for image in images]) if images else (),
+            self.mask is not None,
+            self.markup is not None,
+            self.stream,
+            self.partial_images,
+            tuple([(name, _word(extra[name])) for name in extra if name in _PRICED]) if extra else (),
+            self.models,
+            self.preferences,
+            len(self.prompt),
+        )
+
+
+def _word(value: Any) -> str | int | None:
+    return value if value is None or type(value) is int else str(value)
 
 
 @record

@@ -22,7 +22,7 @@ from router import booking
 from router.blob import Blob
 from router.errors import CONSEQUENCES, Billed, ErrorKind, ProviderError, RequestError
 from router.ledger import Opening, Settlement, State
-from router.offers import Offers, route
+from router.offers import Offers
 from router.records import record
 from router.routing import Candidate, Decision, Infeasible, Outcome, RouteRequest, Selector, unpack
 from router.routing.work import Work
@@ -126,14 +126,12 @@ class History:
         *,
         timeout_s: float,
         offers: Offers | None = None,
-        weights: Mapping[str, tuple[float, int]] | None = None,
         policy: str | None = None,
         only: Sequence[str] = (),
         ignore: Sequence[str] = (),
     ) -> None:
         self._timeout_s = timeout_s
         self._offers = offers
-        self._weights = weights or {}
         self._policy = policy
         self._only = frozenset(only)
         self._ignore = frozenset(ignore)
@@ -239,8 +237,7 @@ class History:
 
     def _offered(self, opening: Opening, offers: Offers, why: Mapping[str, str | None]) -> RouteRequest:
         request = _asked(opening, offers)
-        order = offers.order(request, opening.opened_at)
-        asked = route(order, self._weights, self._timeout_s)
+        asked = offers.order(request, opening.opened_at).routed(request, self._timeout_s)
         # What the caller had ruled out stays so.
         return replace(
             asked,

@@ -14,7 +14,6 @@ from router.app import NO_OBJECT_STORAGE, adapters_for, has_object_storage, offe
 from router.blob import Blob
 from router.config import Settings
 from router.ledger.reports import SettledUsage
-from router.offers import route
 from router.routing import DEFAULT_P50_S, Selector
 from router.types import ImageRequest, InputImage, Model, Operation
 
@@ -97,7 +96,7 @@ def quote_offline(
     )
     order = offers.order(request, at)
     selector = Selector(settings.routing, settings.priors)
-    decision = selector.choose(route(order, settings.weights, settings.limits.request_timeout_s), 0.0)
+    decision = selector.choose(order.routed(request, settings.limits.request_timeout_s), 0.0)
     chosen = order.offer(decision.target) if decision.target else order.offers[0]
     return booking.dry_run(order, chosen, decision)
 

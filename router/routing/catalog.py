@@ -10,7 +10,8 @@ from typing import Any
 
 from pricing import ImageSize
 from router.errors import RequestError
-from router.types import ImageRequest, Model, Operation, SizeRule, Successor, Target, Warn
+from router.records import changed
+from router.types import ImageRequest, Model, Operation, Shape, SizeRule, Successor, Target, Warn
 
 VARIATION_PROMPT = "Create a variation of this image. Keep its subject, style and composition."
 
@@ -80,29 +81,37 @@ class Catalog:
                     listed[-1] |= {"status": "retired", "shutdown_date": since, "successor": model.slug}
         return listed
 
-    def complete(self, request: ImageRequest, model: Model) -> tuple[ImageRequest, tuple[Warn, ...]]:
-        """The request with what the catalogue fills in where the client left it open, and what the client is told."""
+    def complete(self, asked: Shape, model: Model) -> tuple[Shape, tuple[Warn, ...]]:
+        """What is asked with what the catalogue fills in where the client left it open, and what the client is told."""
         warnings: tuple[Warn, ...] = ()
-        if request.size is None and model.default_size is not None:
+        if asked.size is None and model.default_size is not None:
             # Nobody asked for these very pixels: another size is no failure.
-            request = replace(request, size=model.default_size, size_policy=request.size_policy or "nearest")
-        elif request.size_policy is None and model.size_policy != "exact":
-            request = replace(request, size_policy=model.size_policy)
-        if request.operation is Operation.VARIATION and not request.prompt:
-            request = replace(request, prompt=VARIATION_PROMPT)
+            asked = asked._replace(size=model.default_size, size_policy=asked.size_policy or "nearest")
+        elif asked.size_policy is None and model.size_policy != "exact":
+            asked = asked._replace(size_policy=model.size_policy)
+        if asked.operation is Operation.VARIATION and not asked.prompt:
+            asked = asked._replace(prompt=len(VARIATION_PROMPT))
             told = "No provider varies pictures any more: this is an edit with a prompt of the router's."
             warnings = (Warn("variation_emulated", told),)
-        return request, warnings
+        return asked, warnings
 
-    def fits(self, request: ImageRequest, model: Model, pinned: str | None) -> tuple[Fit, ...]:
+    def fits(self, asked: Shape, model: Model, pinned: str | None) -> tuple[Fit, ...]:
         """Every target of the model with what it lacks."""
-        return tuple(_fit(request, target) for target in model.targets if pinned is None or target.provider == pinned)
+        return tuple(_fit(asked, target) for target in model.targets if pinned is None or target.provider == pinned)
 
 
-def _fit(request: ImageRequest, target: Target) -> Fit:
-    size, lacks = request.size, _lacks(request, target)
+def completed(request: ImageRequest, asked: Shape) -> ImageRequest:
+    """The request with what ``Catalog.complete`` filled in."""
+    prompt = request.prompt or (VARIATION_PROMPT if request.operation is Operation.VARIATION else "")
+    if asked.size == request.size and asked.size_policy == request.size_policy and prompt == request.prompt:
+        return request
+    return changed(request, size=asked.size, size_policy=asked.size_policy, prompt=prompt)
+
+
+def _fit(asked: Shape, target: Target) -> Fit:
+    size, lacks = asked.size, _lacks(asked, target)
     if lacks is None and size is not None and not target.sizes.accepts(size):
-        size = _SUBSTITUTES[request.size_policy or "exact"](target.sizes, size)
+        size = _SUBSTITUTES[asked.size_policy or "exact"](target.sizes, size)
         lacks = "size" if size is None else None
     return Fit(target, lacks, size)
 
@@ -115,19 +124,19 @@ _SUBSTITUTES: Mapping[str, Callable[[SizeRule, ImageSize], ImageSize | None]] = 
 """What a target is asked for, by size policy, where it does not make the size that the client asked for."""
 
 
-def _lacks(request: ImageRequest, target: Target) -> str | None:
+def _lacks(asked: Shape, target: Target) -> str | None:
     """What it lacks beside the size."""
-    if request.operation not in target.endpoints:
+    if asked.operation not in target.endpoints:
         return "operation"
-    if len(request.images) > target.max_inputs and request.operation is not Operation.GENERATE:
+    if len(asked.inputs) > target.max_inputs and asked.operation is not Operation.GENERATE:
         return "inputs"
-    if len(request.prompt) > target.max_prompt:
+    if asked.prompt > target.max_prompt:
         return "prompt"
-    if request.mask is not None and not target.mask:
+    if asked.mask and not target.mask:
         return "mask"
-    if request.markup is not None and not target.markup:
+    if asked.markup and not target.markup:
         return "markup"
-    if request.background == "transparent" and not target.transparent:
+    if asked.background == "transparent" and not target.transparent:
         return "background"
     return None
 
@@ -136,16 +145,16 @@ def _lacks(request: ImageRequest, target: Target) -> str | None:
 _ORDER = ("operation", "inputs", "prompt", "mask", "markup", "background", "size")
 
 
-def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> RequestError:
+def infeasible(asked: Shape, model: Model, fits: tuple[Fit, ...]) -> RequestError:
     """What to tell the client when none of these can serve: a 400 that names the field."""
     lacks = max((fit.lacks for fit in fits if fit.lacks), key=_ORDER.index, default="operation")
     targets = [fit.target for fit in fits if fit.lacks == lacks]
     if lacks == "size":
         offered = "; ".join(sorted({str(target.sizes) for target in targets}))
-        hint = "; size_policy 'nearest' takes what is closest" if request.size_policy in (None, "exact") else ""
+        hint = "; size_policy 'nearest' takes what is closest" if asked.size_policy in (None, "exact") else ""
         return RequestError(
             400,
-            f"The size {request.size} is not supported by {model.slug}. Supported: {offered}{hint}.",
+            f"The size {asked.size} is not supported by {model.slug}. Supported: {offered}{hint}.",
             code="invalid_value",
             param="size",
         )
@@ -153,7 +162,7 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
         most = max(target.max_inputs for target in targets)
         return RequestError(
             400,
-            f"{model.slug} takes at most {most} input image{'s' if most != 1 else ''}, got {len(request.images)}.",
+            f"{model.slug} takes at most {most} input image{'s' if most != 1 else ''}, got {len(asked.inputs)}.",
             code="array_above_max_length",
             param="image",
         )
@@ -161,7 +170,7 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
         most = max(target.max_prompt for target in targets)
         return RequestError(
             400,
-            f"{model.slug} takes prompts of at most {most} characters, got {len(request.prompt)}.",
+            f"{model.slug} takes prompts of at most {most} characters, got {asked.prompt}.",
             code="string_above_max_length",
             param="prompt",
         )
@@ -177,7 +186,7 @@ def infeasible(request: ImageRequest, model: Model, fits: tuple[Fit, ...]) -> Re
     words = {Operation.GENERATE: "generate images", Operation.EDIT: "edit images", Operation.VARIATION: "vary images"}
     return RequestError(
         400,
-        f"The model {model.slug} cannot {words[request.operation]}.",
+        f"The model {model.slug} cannot {words[asked.operation]}.",
         code="unsupported_model",
         param="model",
     )

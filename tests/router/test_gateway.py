@@ -28,7 +28,7 @@ from router.delivery import Delivery
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
 from router.gateway import Gateway
 from router.ledger import Ledger, Reports
-from router.offers import Agreements, route
+from router.offers import Agreements
 from router.providers.base import Job, Partial
 from router.routing import Selector
 from router.transport import Ran
@@ -193,7 +193,6 @@ class House:
             clock=Clock(lambda: self.at, time.monotonic, lambda: f"att_{next(numbers)}"),
             timeout_s=more.pop("timeout_s", 60.0),
             agreements=self.agreements,
-            weights=self.settings.weights,
             **more,
         )
 
@@ -766,7 +765,7 @@ async def test_an_unpriced_model_may_be_allowed_and_is_flagged_not_free(house):
 
 async def test_what_has_no_price_is_not_free_to_the_selector_and_never_within_a_limit_on_cost(house):
     order = offers_for(house.settings).order(ask("half-priced"), house.at)
-    assert [candidate.price_nanos for candidate in route(order, {}, 60.0).candidates] == [8_000_000, 8_000_000]
+    assert [candidate.price_nanos for candidate in order.route.candidates] == [8_000_000, 8_000_000]
     body = house.gateway.quote(ask("half-priced"), Caller())
     nowhere, fal = body["candidates"]
     assert (nowhere["target"], nowhere["unpriced"], nowhere["total_cost"]) == ("nowhere/half-priced", True, None)
