@@ -15,6 +15,7 @@ import httptools
 import httpx
 
 from router.deadline import Deadline
+from router.whole import raw_headers
 
 READ_AHEAD = 256 * 1024  # bytes of an answer that may wait for their reader
 OVERHEAD = 64 * 1024  # bytes an answer may bring before, between and after those of its body
@@ -316,7 +317,7 @@ def written(request: httpx.Request) -> tuple[bytes, bytes | httpx.AsyncByteStrea
     body: Any = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream  # the one piece itself
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     host = sized = False
-    for name, value in request.headers.raw:
+    for name, value in raw_headers(request):
         lowered = name.lower()
         if lowered in _OURS:
             continue

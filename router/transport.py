@@ -32,6 +32,7 @@ from router.pool import AddressRefused
 from router.providers.base import Auth, Call, Flow, Job, Partial, Read
 from router.records import record
 from router.types import ImageResult, Provider
+from router.whole import Ready, header, raw_headers
 
 MIB = 1024 * 1024
 CONNECT_S = 5.0  # for DNS, TCP and TLS together; within the attempt's deadline
@@ -317,7 +318,7 @@ class _Attempt:
     @property
     def request_id(self) -> str | None:
         """What the provider called its last answer, where the adapter knows no better."""
-        return self._last.headers.get("x-request-id") if self._last is not None else None
+        return header(self._last, b"x-request-id") if self._last is not None else None
 
     async def drive(
         self,
@@ -399,20 +400,19 @@ class _Attempt:
     def _outgoing(self, call: Call, own: bool) -> httpx.Request:
         """A copy of the adapter's request with our headers, and for the provider's own origin its key."""
         inner = call.request
-        headers = inner.headers.raw.copy()
-        if "user-agent" not in inner.headers:
+        headers = list(raw_headers(inner))
+        said = {name.lower() for name, _ in headers}
+        if b"user-agent" not in said:
             headers.append((b"User-Agent", USER_AGENT))
         if call.deadline is not None:
             left_s = self.started + self._timeout_s - self._transport._clock()
             headers.append(call.deadline(max(left_s, 0.0)))
         auth = self._auth
-        if own and self._provider.key is not None and auth.header not in inner.headers:
-            headers.append((auth.header.encode("ascii"), (auth.prefix + self._provider.key).encode("latin-1")))
+        if own and self._provider.key is not None and (name := auth.header.encode("ascii")).lower() not in said:
+            headers.append((name, (auth.prefix + self._provider.key).encode("latin-1")))
         polling = not call.billable and inner.method == "GET"
         timeout = {"connect": CONNECT_S, "pool": CONNECT_S, "read": POLL_READ_S if polling else None}
-        return httpx.Request(
-            inner.method, inner.url, headers=headers, stream=inner.stream, extensions={"timeout": timeout}
-        )
+        return Ready(inner.method, inner.url, headers, inner.stream, {"timeout": timeout})
 
     def failure(self, error: Exception, late_s: float | None) -> ProviderError:
         """The ProviderError this attempt ends with, told what has been sent; ``late_s``: its deadline passed."""

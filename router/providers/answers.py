@@ -23,7 +23,7 @@ from pricing import ImageSize
 from router.blob import Blob
 from router.errors import Billed, ErrorKind, ProviderError
 from router.types import GeneratedImage, ImageRequest, ImageResult, Warn
-from router.whole import body_of
+from router.whole import body_of, header
 
 _DAY_S = 86_400.0
 _MAX_SIDE = 65_535
@@ -420,15 +420,14 @@ def _wait(value: str | None, per_second: int) -> float | None:
     return min(number, _DAY_S) if number >= 0 else None
 
 
-_REQUEST_ID_HEADERS = ("x-request-id", "x-fal-request-id", "apim-request-id", "cf-ray")
+_REQUEST_ID_HEADERS = (b"x-request-id", b"x-fal-request-id", b"apim-request-id", b"cf-ray")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 def request_id(response: httpx.Response) -> str | None:
-    headers = response.headers
     for name in _REQUEST_ID_HEADERS:
-        if name in headers:
-            return identifier(headers[name])
+        if (found := header(response, name)) is not None:
+            return identifier(found)
     return None
 
 

@@ -19,6 +19,7 @@ import pybase64
 
 from router.errors import Billed, ErrorKind, ProviderError
 from router.types import ImageRequest, InputImage, Operation, Target, Warn
+from router.whole import Ready
 
 JSON_HEADERS = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
 ACCEPT_HEADERS = [(b"accept", b"application/json")]
@@ -42,14 +43,13 @@ def endpoint(address: str) -> httpx.URL:
 def post(
     url: httpx.URL, content: bytes | Pieces, headers: Sequence[tuple[bytes, bytes]] = JSON_HEADERS
 ) -> httpx.Request:
-    # Told everything, httpx has nothing to work out: a fifth of the time.
     stream: httpx.ByteStream | Pieces
     if isinstance(content, bytes):
         length, stream = len(content), httpx.ByteStream(content)
     else:
         length, stream = content.length, content
     own = [(b"host", url.netloc), (b"content-length", b"%d" % length)]
-    return httpx.Request("POST", url, headers=[*own, *headers], stream=stream)
+    return Ready("POST", url, [*own, *headers], stream)
 
 
 def get(url: httpx.URL) -> httpx.Request:
