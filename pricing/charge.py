@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
 from fractions import Fraction
@@ -63,18 +64,21 @@ class LineItem:
     unit_price: Decimal  # currency units for one billable unit
     amount_nanos: int
     label: str = ""  # which component: "output megapixel", "text input token (high)"
+    _described: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, decimals as plain text so that nothing is lost."""
-        return {
-            "type": self.type,
-            "metric": self.metric,
-            "label": self.label,
-            "quantity": format(self.quantity, "f"),
-            "billable_quantity": format(self.billable_quantity, "f"),
-            "unit_price": format(self.unit_price, "f"),
-            "amount": money_text(self.amount_nanos),
-        }
+    def as_dict(self) -> Mapping[str, Any]:
+        """JSON-ready, decimals as plain text so that nothing is lost. Made once: equal attempts share their items."""
+        if not self._described:
+            self._described.update(
+                type=self.type,
+                metric=self.metric,
+                label=self.label,
+                quantity=format(self.quantity, "f"),
+                billable_quantity=format(self.billable_quantity, "f"),
+                unit_price=format(self.unit_price, "f"),
+                amount=money_text(self.amount_nanos),
+            )
+        return self._described
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,8 @@ class Cost:
 
         Of the latter ``quantity`` is the credit used at face value, and the amount what it saved (not positive).
         """
+        if not self.draws:
+            return self.contracted.items
         return (*self.contracted.items, *(_credit(draw) for draw in self.draws))
 
 
@@ -134,6 +136,8 @@ class Terms:
 
         Money the provider itself named already has its discounts in it and is not discounted again.
         """
+        if not (self.discounts or self.commitments or self.markups):
+            return Cost(charge, charge, (), charge)
         moment = utc(at)
         contracted = charge
         if charge.basis is not Basis.REPORTED:

@@ -294,8 +294,7 @@ _DIGESTED = 2000  # below what makes hashlib give up the interpreter lock
 
 def digest(request: ImageRequest) -> str:
     """Tells equal requests from different ones without keeping a prompt or a picture."""
-    content = hashlib.blake2b(digest_size=16)
-    for part in (
+    words = (
         request.operation.value,
         request.model,
         request.prompt,
@@ -303,9 +302,9 @@ def digest(request: ImageRequest) -> str:
         str(request.size),
         str(request.quality),
         str(request.seed),
-    ):
-        content.update(part.encode("utf-8", "surrogatepass"))
-        content.update(b"\0")
+        "",
+    )
+    content = hashlib.blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=16)
     for image in request.images:  # both ends and the length: hashing megabytes would cost more than routing does
         content.update(len(image.data).to_bytes(8, "big"))
         content.update(image.data.head(_DIGESTED))

@@ -98,7 +98,7 @@ def count(value: object) -> int:
 
 def amount(value: object) -> Decimal | None:
     """A non-negative finite number from JSON or a header, else None. A float keeps the digits it was written with."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+    if value is None or isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = Decimal(repr(value) if isinstance(value, float) else value)

@@ -219,6 +219,8 @@ def _read(
 
 def _tokens(usage: Mapping[str, Any]) -> dict[str, int]:
     """Tokens by the kinds of pricing.Usage; counts without details are text in and image out."""
+    if not usage:
+        return {}
     inputs = answers.mapping(usage.get("input_tokens_details"))
     outputs = answers.mapping(usage.get("output_tokens_details"))
     text_in = answers.count(inputs.get("text_tokens") if inputs else usage.get("input_tokens"))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from router.routing.policy import Ask, Row, pick
@@ -111,6 +112,7 @@ class Decision:
         return sorted(self._rows, key=lambda row: (row is not self._chosen, row.why is not None, row.index))
 
 
+@lru_cache(maxsize=1024)
 def _dollars(nanos: float) -> str:
     dollars, rest = divmod(round(nanos / 1e5), 10_000)  # hundredths of a cent
     return f"${dollars}.{rest:04}"
