@@ -25,7 +25,7 @@ from router.errors import CONSEQUENCES, SERVER, Billed, ErrorKind, ProviderError
 from router.events import Observer
 from router.ledger import Ledger, LedgerError, Opening, Role, Settlement, State
 from router.media import painted
-from router.offers import Agreements, Offer, Offers, Order, emulated, stood_in, used
+from router.offers import Agreements, Offer, Offers, Order, emulated, stood_in
 from router.providers.base import Job, Partial
 from router.records import changed, record
 from router.recovery import Recovery
@@ -589,8 +589,7 @@ class Gateway:
         now = self._clock.monotonic()
         duration_s = now - attempt.started
         sizes = tuple(image.size for image in result.images if image.size is not None)
-        usage = used(offer, result, sizes)
-        priced = offer.settle(usage)
+        usage, priced = offer.consumed(result, sizes)
         cost = self._agreements.cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)
         settled = await self._settle(
             attempt, priced, cost, State.SETTLED, "success", duration_s, ran=ran, usage=usage, delivered=True
@@ -622,11 +621,10 @@ class Gateway:
         error.billed = billed = booking.billed(error, offer.provider)
         # What the failed answer proved about its bill; nothing proved: the worst case.
         proof = error.evidence or (ran.result if ran is not None else None)
-        usage = None
+        usage, priced = None, offer.nothing_known()
         if proof is not None and billed is Billed.YES and booking.proves(proof):
             sizes = tuple(image.size for image in proof.images if image.size is not None)
-            usage = used(offer, proof, sizes)
-        priced = offer.settle(usage or Usage(requests=0))
+            usage, priced = offer.consumed(proof, sizes)
         state = {Billed.NO: State.VOID, Billed.YES: State.SETTLED, Billed.MAYBE: State.UNKNOWN}[billed]
         outcome = error.consequence.outcome
         cost = self._agreements.cost(offer.provider.prices, offer.price, priced.charge, attempt.opening)

@@ -70,30 +70,46 @@ class Offer:
     quote: Quote | None
     expected: Expected
     expecting: Mapping[str, Any]  # the same for the ledger, but for the prompt's length
-    settled: dict[tuple[Any, ...], Settlement]  # what equal attempts came to, by what they used
+    settled: dict[tuple[Any, ...], tuple[Usage, Settlement]]  # what equal attempts came to
 
     def request(self, request: ImageRequest) -> ImageRequest:
         """A request of this shape, as this model completes it."""
         return completed(request, self.asked)
 
-    def settle(self, usage: Usage) -> Settlement:
-        """What the attempt costs by the best evidence. Equal usage at one price costs the same: computed once."""
-        if usage.reported is not None or usage.seconds is not None:  # hardly ever twice the same
-            return settle(self.price, usage, self.quote)
-        key = (
-            usage.outputs,
-            usage.inputs,
-            usage.requests,
-            usage.steps,
-            *usage.tokens.items(),
-            *usage.attributes.items(),
-        )
+    def consumed(self, result: ImageResult, sizes: tuple[ImageSize, ...]) -> tuple[Usage, Settlement]:
+        """What an attempt consumed, the pictures as measured, and what it costs by the best evidence.
+
+        Where the provider names no figure, equal results at one price cost the same: computed once.
+        """
+        if result.reported is not None or result.seconds is not None:  # hardly ever twice the same
+            return self._consumed(result, sizes)
+        key = (sizes, result.quality, *result.tokens.items())
         found = self.settled.get(key)
         if found is None:
             if len(self.settled) >= _CACHED_CHARGES:
                 self.settled.clear()
-            found = self.settled[key] = settle(self.price, usage, self.quote)
+            found = self.settled[key] = self._consumed(result, sizes)
         return found
+
+    def _consumed(self, result: ImageResult, sizes: tuple[ImageSize, ...]) -> tuple[Usage, Settlement]:
+        attributes = self.expected.attributes
+        if result.quality is not None:
+            attributes = {**attributes, "quality": result.quality}
+        usage = Usage(
+            outputs=sizes,
+            inputs=self.expected.inputs,
+            tokens=result.tokens,
+            requests=self.expected.requests,
+            seconds=result.seconds,
+            steps=self.expected.steps,
+            attributes=attributes,
+            reported=result.reported,
+        )
+        return usage, settle(self.price, usage, self.quote)
+
+    def nothing_known(self) -> Settlement:
+        """What an attempt costs of which nothing is known: the worst case."""
+        return settle(self.price, Usage(requests=0), self.quote)
 
 
 def auth_of(provider: Provider, adapter: Adapter) -> Auth:
@@ -403,23 +419,6 @@ def _candidate(offer: Offer, limits: tuple[Preferences, ...], unknown_nanos: int
         tags=offer.target.tags,
         limits=limits,
         failure_bills=_CHANCE[Billed(fact)],
-    )
-
-
-def used(offer: Offer, result: ImageResult, sizes: tuple[ImageSize, ...]) -> Usage:
-    """What an attempt consumed: the pictures as measured, and what the provider reported."""
-    attributes = offer.expected.attributes
-    if result.quality is not None:
-        attributes = {**attributes, "quality": result.quality}
-    return Usage(
-        outputs=sizes,
-        inputs=offer.expected.inputs,
-        tokens=result.tokens,
-        requests=offer.expected.requests,
-        seconds=result.seconds,
-        steps=offer.expected.steps,
-        attributes=attributes,
-        reported=result.reported,
     )
 
 
