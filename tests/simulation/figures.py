@@ -197,27 +197,42 @@ def _below(check: str, pairs: Sequence[tuple[float, float, str]]) -> Line:
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
-    """How many seeds each volume gets."""
+    """The seeds that each volume gets."""
 
-    at_20: int = 10
-    at_2: int = 30
-    at_200: int = 3
+    at_20: range
+    at_2: range
+    at_200: range
+
+    @classmethod
+    def since(cls, first: int, at_20: int = 10, at_2: int = 30, at_200: int = 3) -> Self:
+        """So many for each, from the first on."""
+        return cls(*(range(first, first + count) for count in (at_20, at_2, at_200)))
+
+    @property
+    def few_at_20(self) -> range:
+        """For what takes as many runs at several settings."""
+        return self.at_20[: max(len(self.at_20) // 2, 1)]
 
 
 def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     ours = Ours()
-    for per_minute, count, mean, worst in (
+    for per_minute, its, mean, worst in (
         (20, seeds.at_20, 2.3, 5.0),
         (2, seeds.at_2, 5.0, 17.0),
         (200, seeds.at_200, 2.0, 3.5),
     ):
-        regrets = [lab.regret(Setup(s.name, per_minute, range(count)), OURS, ours) for s in SCENARIOS]
+        regrets = [lab.regret(Setup(s.name, per_minute, its), OURS, ours) for s in SCENARIOS]
         yield _below(
-            f"{per_minute} requests/min, 17 scenarios, {count} seeds: cost above the oracle, mean and worst",
+            f"{per_minute} requests/min, 17 scenarios, {len(its)} seeds: cost above the oracle, mean and worst",
             [(sum(regrets) / len(regrets), mean, " %"), (max(regrets), worst, " %")],
         )
+    known = [lab.regret(Setup(s.name, 2, seeds.at_2), f"{OURS} known", Ours(known=True)) for s in SCENARIOS]
+    yield _below(
+        "2 requests/min, every target with a prior as from providers.yaml: mean and worst",
+        [(sum(known) / len(known), 5.0, " %"), (max(known), 17.0, " %")],
+    )
     equal = [s.name for s in SCENARIOS if s.name.startswith("eq ")]
-    setups = [Setup(name, 20, range(seeds.at_20)) for name in equal]
+    setups = [Setup(name, 20, seeds.at_20) for name in equal]
     regrets = [lab.regret(setup, OURS, ours) for setup in setups]
     peers = [
         min(lab.regret(setup, name, BASELINES[name]) for name in ("lowest mean of ten", "p2c peak EWMA"))
@@ -227,9 +242,8 @@ def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     line = _below("equal prices: mean; each better than mean of ten and p2c", [(sum(regrets) / 6, 1.5, " %")])
     yield Line(line.check, line.asked, f"{line.reached}; {'each better' if better else 'NOT each'}", line.ok and better)
     for preset, value_of_time in (("fastest", FAST), ("cheapest", CHEAP)):
-        count = max(seeds.at_20 // 2, 1)
         regrets = [
-            lab.regret(Setup(s.name, 20, range(count), value_of_time), f"{OURS} {preset}", Ours(preset=preset))
+            lab.regret(Setup(s.name, 20, seeds.few_at_20, value_of_time), f"{OURS} {preset}", Ours(preset=preset))
             for s in SCENARIOS[:11]
         ]
         yield _below(f"profile {preset}, 11 scenarios: mean", [(sum(regrets) / len(regrets), 4.0, " %")])
@@ -237,7 +251,7 @@ def volume_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
 
 def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     def at_20(name: str) -> Result:
-        return lab.result(Setup(name, 20, range(seeds.at_20)), OURS, Ours())
+        return lab.result(Setup(name, 20, seeds.at_20), OURS, Ours())
 
     outage, hang, slow = at_20("outage"), at_20("hang"), at_20("slow x4")
     yield _below(
@@ -249,7 +263,7 @@ def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
         [(outage.return_s / 60, 1.5, " min"), (slow.return_s / 60, 6, " min"), (hang.return_s / 60, 6, " min")],
     )
     yield _below("silent 5x improvement found: median", [(at_20("silent gain").found_s / 60, 11, " min")])
-    first = max(_requests_until_tried(seed) for seed in range(seeds.at_20))
+    first = max(_requests_until_tried(seed) for seed in seeds.at_20)
     yield _below("new target tried within so many requests, worst seed", [(first, 5, "")])
     faults = ["slow x4", "30 % 5xx", "outage", "hang", "429 cap", "random"]
     worst = min(faults, key=lambda name: at_20(name).success)
@@ -265,7 +279,7 @@ def moment_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
         "exploration, probes and rescues, worst scenario: share of first picks, of spend",
         [(100 * max(r.looks for r in everything), 3, " %"), (100 * max(r.looked for r in everything), 3.5, " %")],
     )
-    cap = lab.result(Setup("429 cap", 200, range(seeds.at_200)), OURS, Ours())
+    cap = lab.result(Setup("429 cap", 200, seeds.at_200), OURS, Ours())
     line = _below("429 cap of 5 at 200/min: share of requests that meet a 429", [(100 * cap.limited, 4, " %")])
     yield Line(
         line.check, line.asked, f"{line.reached}; success {100 * cap.success:.2f} %", line.ok and cap.success >= 0.999
@@ -285,8 +299,7 @@ def replica_lines(lab: Lab, seeds: Seeds) -> Iterable[Line]:
     names = ["steady", "slow x4", "outage", "hang", "random", "eq hang"]
 
     def mean(name: str, maker: Maker) -> float:
-        count = max(seeds.at_20 // 2, 1)
-        return sum(lab.regret(Setup(n, 20, range(count)), name, maker) for n in names) / len(names)
+        return sum(lab.regret(Setup(n, 20, seeds.few_at_20), name, maker) for n in names) / len(names)
 
     one = mean(OURS, Ours())
     shared = mean(f"{OURS} x 4, shared after 5 s", Replicas(4, 5.0))
@@ -426,12 +439,12 @@ def _decisions(count: int):  # type: ignore[no-untyped-def]
 
 PARTS: Mapping[str, RoutingSettings] = {
     "all": RoutingSettings(),
-    "no memory of a change (recent samples only fade)": RoutingSettings(change_odds=1e-9, alarm=1e9, same_strength=3.0),
+    "no troubles: a pace and a success that only drift": RoutingSettings(trouble_every_s=1e12),
+    "troubles are over in 2 minutes": RoutingSettings(recover_every_s=120.0),
+    "small changes only (0.3 in log-seconds)": RoutingSettings(change_size=0.3),
     "no looks at unused targets": RoutingSettings(explore_share=0.0, explore_every_s=math.inf),
     "no optimism about little-known targets": RoutingSettings(optimism=0.0),
     "no ejection of what seems stuck": RoutingSettings(stuck=math.inf),
-    "half-life 600 s": RoutingSettings(half_life_s=600.0),
-    "long run by sample, not by time": RoutingSettings(memory_step_s=0.0),
     "rescue of stuck calls": RoutingSettings(rescue=True, rescue_unknown_bills=True),
 }
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from router.routing import Candidate, Decision, Outcome, RouteRequest, RoutingSettings, Selector
+from router.routing import Candidate, Decision, Outcome, Prior, RouteRequest, RoutingSettings, Selector
 from router.types import Preferences
 from tests.simulation.engine import MAYBE_BILLED, End, Policy, World
 from tests.simulation.world import ATTEMPT_LIMIT_S, Request
@@ -29,9 +29,11 @@ class SelectorPolicy:
         settings: RoutingSettings | None = None,
         preset: str | None = None,
         replica: str = "",
+        known: bool = False,
     ) -> None:
         self.world = world
-        self.selector = Selector(settings, {}, random.Random(seed), replica)
+        priors = {f"{p.name}/m": Prior(p.p50_s, p.p95_s, 1.0 - p.fails) for p in world.scenario.providers}
+        self.selector = Selector(settings, priors if known else {}, random.Random(seed), replica)
         self.preferences = Preferences(sort=preset)
         self.mode = ""
         self._decision: Decision | None = None
@@ -292,9 +294,10 @@ class Ours:
 
     settings: RoutingSettings | None = None
     preset: str | None = None
+    known: bool = False  # every target has a prior, as from `prior:` in providers.yaml; else nothing is known of any
 
     def __call__(self, world: World, seed: int, value_of_time: float) -> Policy:
-        return SelectorPolicy(world, seed, self.settings, self.preset)
+        return SelectorPolicy(world, seed, self.settings, self.preset, known=self.known)
 
 
 @dataclass(frozen=True, slots=True)
