@@ -382,17 +382,13 @@ def _text(value: Any) -> str:
 def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
     if arm["operation"] not in _OPERATIONS or len(arm["sums"]) != SUMS:
         raise ValueError("not what is told of an arm")
-    n, y, weight, heavy, successes, failures, fail_s, outcomes, good = arm["sums"]
+    n, y, successes, failures, fail_s = arm["sums"]
     sums = [
         (n := _number(n, 0, _MOST)),
         _number(y, -_LOG_S * n, _LOG_S * n),
-        (weight := _number(weight, 0, _MOST)),
-        _number(heavy, -_LOG_S * weight, _LOG_S * weight),
         _number(successes, 0, _MOST),
         (failures := _number(failures, 0, _MOST)),
         _number(fail_s, 0, _LONG_S * failures),
-        (outcomes := _number(outcomes, 0, _MOST)),
-        _number(good, 0, outcomes),
     ]
     target = _text(arm["target"])
     return {
@@ -400,7 +396,6 @@ def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
         "target": target,
         "provider": target.partition("/")[0],
         "sums": sums,
-        "shift": None if arm["shift"] is None else _number(arm["shift"], -_LOG_S, _LOG_S),
         "seen_s": None if arm["seen_s"] is None else _number(arm["seen_s"], 0, math.inf),
     }
 

@@ -10,6 +10,7 @@ RATE_S = 600.0  # the rate of requests is taken over this
 SPEND_S = 3600.0  # spend and waste fade over this
 CREDIT = 2.0  # looks that can be saved up
 DEBT = -2.0  # looks that may be taken ahead
+DEAREST = 4.0  # looks that one may count for
 TOLL = 0.05  # of what a request costs, for the first look; doubles with every look that is used up
 
 
@@ -22,6 +23,7 @@ class Budget:
         "_last",
         "_settings",
         "credit",
+        "price",
         "rate",
         "rescues",
         "reserved",
@@ -39,6 +41,7 @@ class Budget:
         self.credit = 1.0  # looks that may be taken
         self.rescues = settings.waste_floor_calls  # that may be started
         self.typical = 0.0  # nanos: running mean of what a request is expected to cost, waiting included
+        self.price = 0.0  # nanos: running mean of what it charges
         self.spend = 0.0  # nanos
         self.waste = 0.0  # nanos spent without a picture to show for it
         self.reserved = 0  # nanos that calls under way may yet waste
@@ -54,8 +57,10 @@ class Budget:
         self.credit = min(self.credit + share, CREDIT)
         self.rescues += max(s.rescue_share, gap / s.rescue_every_s)
 
-    def chosen(self, cost: float) -> None:
-        self.typical += (cost - self.typical) * max(0.01, 1.0 / max(self._count, 1))
+    def chosen(self, cost: float, price: int) -> None:
+        share = max(0.01, 1.0 / max(self._count, 1))
+        self.typical += (cost - self.typical) * share
+        self.price += (price - self.price) * share
 
     @property
     def toll(self) -> float:
@@ -65,8 +70,10 @@ class Budget:
             return math.inf
         return TOLL * self.typical * (math.exp2(CREDIT - self.credit) - 1.0)
 
-    def look(self) -> None:
-        self.credit = max(self.credit - 1.0, DEBT - 1.0)
+    def look(self, price: int) -> None:
+        """A look is taken. It uses up as much as its price is that of usual requests, so that money is bounded, too."""
+        self.credit -= min(max(price / self.price, 1.0), DEAREST) if self.price > 0.0 else 1.0
+        self.credit = max(self.credit, DEBT - DEAREST)
 
     def book(self, spent: float, wasted: float, now: float) -> None:
         self._fade(now)

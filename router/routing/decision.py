@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from router.routing.policy import Ask, Row, pick
+from router.routing.policy import BY_SHARE, Ask, Row, pick
 from router.routing.stats import Z95
 
 RECORD_BYTES = 4096
@@ -172,10 +172,14 @@ _NUMBERS = (
     ("n", "n"),
     ("sd", "sd"),
     ("unseen_s", "unseen_s"),
-    ("doubt", "doubt"),
+    ("assumed", "assumed"),
+    ("ill", "ill"),
+    ("off", "off"),
+    ("off_sd", "off_sd"),
     ("well_p", "well_p"),
     ("well_s", "well_s"),
 )
+_DOUBTS = ("sd", "assumed", "ill", "off", "off_sd")
 _DIGITS = 5  # significant digits kept, unless the choice hangs on more
 
 
@@ -220,16 +224,19 @@ def _row_from(entry: Mapping[str, Any]) -> Row:
         numbers["bill"],
         numbers["ln_median"],
         numbers["sigma"],
-        numbers["sd"],
+        numbers.get("sd", 0.0),
         numbers["n"],
         numbers["unseen_s"],
-        numbers["doubt"],
+        numbers.get("off", 0.0),
+        numbers.get("off_sd", 0.0),
         entry["in_flight"],
         entry.get("why"),
         entry.get("weight", 1.0),
         entry.get("priority", 0),
         entry.get("limit_s", 120.0),
     )
+    row.assumed = numbers.get("assumed", 0.0)
+    row.ill = numbers.get("ill", 0.0)
     row.well_p = numbers.get("well_p", row.p)
     row.well_s = numbers.get("well_s", row.mean_s)
     return row
@@ -259,10 +266,14 @@ def _record(decision: Decision, ranked: Sequence[Row]) -> dict[str, Any]:
     if _size(record) > RECORD_BYTES:  # many candidates: what people can work out from the other numbers goes first
         for entry in record["candidates"]:
             del entry["p50_s"], entry["p95_s"]
+    if _size(record) > RECORD_BYTES and decision.mode in BY_SHARE:  # a draw hangs on weights, not on doubts
+        for entry in record["candidates"]:
+            for key in _DOUBTS:
+                del entry[key]
     # Losers that do not fit are named with the reason alone, the worst first: they cannot change the choice.
     lost: dict[str, list[str]] = {}
     for row in reversed(ranked[1:]):
-        if _size(record) <= RECORD_BYTES or decision.mode in ("weighted", "priority"):
+        if _size(record) <= RECORD_BYTES or decision.mode in BY_SHARE:
             break
         record["candidates"] = [entry for entry in record["candidates"] if entry["target"] != row.target]
         lost.setdefault(row.why or "score", []).append(row.target)

@@ -93,13 +93,13 @@ class Fleet:
                 # What the next request is reckoned with: one picture of one megapixel
                 "p50_s": round(median, 4),
                 "p95_s": round(median * math.exp(Z95 * arm.pace.sigma), 4),
-                "success": round(arm.p, 5),
+                "success": round(arm.reliability.p, 5),
                 "success_low": round(low, 5),
                 "success_high": round(high, 5),
                 "samples": round(n, 2),
-                "basis": "measured" if arm.n > 0.0 else "prior" if arm.pace.weight > 0.0 else "model",
+                "basis": "measured" if arm.reliability.n > 0.0 else "prior" if arm.pace.weight > 0.0 else "model",
                 "age_s": round(now - arm.seen, 1) if arm.seen > -math.inf else None,
-                "changed": arm.pace.shift is not None,
+                "changed": arm.pace.off > 0.5,
                 "in_flight": len(arm.flights),
                 "in_flight_elsewhere": breaker.elsewhere,
                 "cap": None if math.isinf(breaker.cap) else int(breaker.cap),
@@ -136,7 +136,7 @@ class Fleet:
             if any(sums):
                 seen = now - arm.seen if arm.seen > -math.inf else None
                 told = {"operation": operation, "target": arm.target, "provider": self._providers[arm.target]}
-                arms.append(told | {"sums": sums, "shift": arm.pace.shift, "seen_s": seen})
+                arms.append(told | {"sums": sums, "seen_s": seen})
         gates: dict[str, dict[str, Any]] = {}
         for target in sorted(self.breakers):
             gate = self.breakers[target].told(now)
@@ -154,8 +154,8 @@ class Fleet:
             return
         for told in delta["arms"]:
             arm = self.arm(told["operation"], told["target"], told["provider"])
-            if told["seen_s"] is not None and told["seen_s"] < now - arm.seen:
-                arm.pace.told_shift(told["shift"], now)
+            if arm.pace.weight == 0.0 and told["sums"][0] > 0.0:
+                arm.pace.adopt(self.peers_pace(told["operation"], arm))
             arm.absorb(told["sums"], now, told["seen_s"])
         for target, gate in delta["gates"].items():
             self.breaker(target).hear(gate, now)

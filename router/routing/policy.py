@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from router.routing.breaker import PROBE
 
 SQRT_HALF = math.sqrt(0.5)
-LITTLE_KNOWN = 0.2  # log-seconds of uncertainty from which a look may pay for that alone
 PANIC = ("ejected", PROBE, "full", "blocked")  # what is used when nothing else is left, the mildest reason first
 BY_SHARE = ("weighted", "priority")  # presets that draw by weight
 
@@ -27,15 +26,18 @@ class Row:
     """One candidate as it stood at the moment of the decision: everything that the choice depends on."""
 
     __slots__ = (
+        "assumed",
         "bill",
-        "doubt",
         "fail_s",
+        "ill",
         "in_flight",
         "index",
         "limit_s",
         "ln_median",
         "mean_s",
         "n",
+        "off",
+        "off_sd",
         "p",
         "price",
         "priority",
@@ -65,7 +67,8 @@ class Row:
         sd: float,
         n: float,
         unseen_s: float,
-        doubt: float,
+        off: float,
+        off_sd: float,
         in_flight: int,
         why: str | None,
         weight: float,
@@ -84,12 +87,15 @@ class Row:
         self.sd = sd  # uncertainty of the pace, in log-seconds
         self.n = n  # recent outcomes that the estimate rests on
         self.unseen_s = unseen_s  # since it was last heard of
-        self.doubt = doubt  # probability that it has become faster for good
+        self.off = off  # probability that it is slower or faster than it usually is
+        self.off_sd = off_sd  # uncertainty of its pace then, in log-seconds
         self.in_flight = in_flight
         self.why = why  # None: eligible; PROBE: due for one; else the reason of its exclusion
         self.weight = weight
         self.priority = priority
         self.limit_s = limit_s  # an attempt is given up after this long
+        self.assumed = 0.0  # share of its calls of which it is only assumed that they fail
+        self.ill = 0.0  # probability that it fails more often than it usually does
         self.well_p = p  # success and seconds when it is itself again; they differ while something is wrong
         self.well_s = mean_s
         self.until: float | None = None  # when its exclusion ends, where known
@@ -117,7 +123,6 @@ class Ask:
     typical: float  # nanos: the running mean of the index; a look is cheaper on a smaller request
     rate: float  # requests per second of this model
     change_every_s: float
-    change_size: float
     recover_every_s: float
     probe_every_s: float
 
@@ -126,25 +131,23 @@ def normal_cdf(z: float) -> float:
     return 0.5 * math.erfc(-z * SQRT_HALF)
 
 
-def _index(ask: Ask, row: Row, p: float, mean_s: float) -> float:
-    """Nanos that a success costs when this target is tried first. ``pick`` has the same inline."""
-    lam, price = ask.value_of_time, row.price
-    return price + lam * mean_s + (1.0 - p) / p * (row.bill * price + lam * row.fail_s + ask.failure)
-
-
 def pick(rows: Sequence[Row], ask: Ask) -> tuple[Row | None, str]:
     """The row to use and the mode of the choice; (None, "none") if every row is out. Sets each row's index."""
     lam, failure = ask.value_of_time, ask.failure
-    optimism = ask.optimism * lam if ask.first else 0.0
+    optimism = ask.optimism if ask.first else 0.0
     best: Row | None = None
     low = math.inf
     eligible = 0
     for row in rows:
         p, price, waiting = row.p, row.price, lam * row.mean_s
-        row.index = price + waiting + (1.0 - p) / p * (row.bill * price + lam * row.fail_s + failure)
+        lost = row.bill * price + lam * row.fail_s + failure
+        row.index = price + waiting + (1.0 - p) / p * lost
         if row.why is None:
             eligible += 1
-            hope = row.index - optimism * row.mean_s * row.sd
+            # How good it may well be: quicker than it seems, and without the failures that were only assumed.
+            hope = row.index
+            if optimism:
+                hope -= optimism * waiting * row.sd + row.assumed / p * lost
             if hope < low:
                 best, low = row, hope
     if best is None:
@@ -186,12 +189,9 @@ def _look(rows: Sequence[Row], ask: Ask, best: Row) -> Row | None:
             if row is best or row.in_flight or toll == math.inf:
                 continue
             cost = row.index - low + toll
-            if row.well_s < row.mean_s:
-                loss = _trouble_over(row, ask, low, row.p)
-            else:
-                loss = _faster(row, ask, low, (cost + most) / typical)
+            loss = _better(row, ask, low, (cost + most) / typical)
         elif row.why == PROBE:
-            loss = _trouble_over(row, ask, low, row.well_p)
+            loss = _trouble_over(row, ask, low)
             cost = row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure
             if row.unseen_s > ask.probe_every_s and loss > 0.0:
                 loss = math.inf
@@ -202,40 +202,56 @@ def _look(rows: Sequence[Row], ask: Ask, best: Row) -> Row | None:
     return found
 
 
-def _trouble_over(row: Row, ask: Ask, best: float, p: float) -> float:
-    """Nanos lost by now by not looking whether a target that failed or became slow is itself again."""
-    saves = best - _index(ask, row, p, row.well_s)
+def _trouble_over(row: Row, ask: Ask, best: float) -> float:
+    """Nanos lost by now by not looking whether a target that failed is itself again.
+
+    It came back at some moment since it was last heard of, on average half-way: t x t / 2 over the usual time. How
+    quick it is then may be known badly, as of one that hung from its first call on: so the saving is an option's.
+    """
+    strike, waiting = _strike(row, ask, best), ask.value_of_time * row.well_s
+    saves = _put(strike, waiting, row.sd) if strike > 0.0 and waiting > 0.0 else max(strike, 0.0)
     return ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
 
 
-def _faster(row: Row, ask: Ask, best: float, enough: float) -> float:
-    """Nanos lost by now by not looking whether a target has become faster, or is than its few samples say.
+def _strike(row: Row, ask: Ask, best: float) -> float:
+    """Nanos that its waiting may cost for a target, if it is itself, to be as good as the best."""
+    p = row.well_p
+    return best - row.price - (1.0 - p) / p * (row.bill * row.price + ask.value_of_time * row.fail_s + ask.failure)
 
-    Zero if that cannot exceed ``enough``: what a put option is worth is less than its strike, and quicker to compute.
+
+def _better(row: Row, ask: Ask, best: float, enough: float) -> float:
+    """Nanos lost by now by not looking whether a target is better than it seems.
+
+    With every request since it was last heard of, what it would save on average if it is itself, and if it is off,
+    each with its odds. Zero if that cannot exceed ``enough``, which is found out by bounds before the costly parts.
     """
-    strike, waiting = best - row.price, ask.value_of_time * row.mean_s
-    if strike <= 0.0 or waiting <= 0.0:
-        return 0.0
+    price, lam = row.price, ask.value_of_time
     unseen = row.unseen_s if row.unseen_s < ask.change_every_s else ask.change_every_s
-    faster = row.doubt + 0.5 * unseen / ask.change_every_s
-    vague = row.sd > LITTLE_KNOWN
-    if ask.rate * unseen * (faster + vague) * strike <= enough:
+    requests = ask.rate * unseen * (1.0 - row.ill)
+    if requests * (best - price) <= enough or lam <= 0.0:
         return 0.0
-    odds = math.log(strike / waiting)
-    saves = faster * _put(strike, waiting, odds, ask.change_size)
-    if vague:
-        saves += _put(strike, waiting, odds, row.sd)
-    return ask.rate * unseen * saves
+    strike = _strike(row, ask, best)
+    if requests * strike <= enough:
+        return 0.0
+    # It may be off for a while; and the longer it is not heard of, the likelier it has changed for good meanwhile.
+    off, well_s = row.off, row.well_s
+    changed = off + (1.0 - off) * 0.5 * unseen / ask.change_every_s
+    saves = (1.0 - changed) * _put(strike, lam * well_s, row.sd)
+    if requests * (saves + changed * strike) <= enough:
+        return 0.0
+    if off > 0.0:
+        saves += changed * _put(strike, lam * (well_s + (row.mean_s - well_s) / off), row.off_sd)
+    return requests * saves
 
 
-def _put(strike: float, waiting: float, odds: float, sd: float) -> float:
-    """What is saved on average if the pace is off by a log-normal factor: the value of a put option on the waiting.
-
-    ``odds`` is the logarithm of strike by waiting.
-    """
-    d = odds / sd
-    reached = 0.5 * math.erfc(-d * SQRT_HALF)
-    return strike * reached - waiting * math.exp(0.5 * sd * sd) * 0.5 * math.erfc((sd - d) * SQRT_HALF)
+def _put(strike: float, waiting: float, sd: float) -> float:
+    """What is saved on average if the waiting is off by a log-normal factor: the value of a put option on it."""
+    if sd < 1e-3:
+        return max(strike - waiting, 0.0)
+    d = math.log(strike / waiting) / sd + 0.5 * sd
+    if d < -4.0:
+        return 0.0
+    return strike * 0.5 * math.erfc(-d * SQRT_HALF) - waiting * 0.5 * math.erfc((sd - d) * SQRT_HALF)
 
 
 def _draw(pool: Sequence[Row], draw: float) -> Row:

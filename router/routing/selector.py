@@ -25,7 +25,7 @@ from router.routing.fleet import Fleet
 from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
 from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
-from router.routing.stats import Flight
+from router.routing.stats import FAIL_SAMPLES, Flight
 from router.routing.work import SizeLaw, Work
 
 NANOS = 1e9
@@ -33,7 +33,6 @@ SESSION_S = 900.0
 SESSIONS = 10_000
 SURE_IN_TIME = 3.0  # standard deviations between the median and the limit from which the limit does not matter
 BILL_SAMPLES = 2.0  # what the stated billing facts count as
-FAIL_SAMPLES = 2.0  # what an unknown failure's duration counts as
 PROBE_STUCK = 0.5  # that a probe of a target that hung will hang as well
 RETRIES = 3.0  # of the same target that can be saved up
 BILL_UNKNOWN = "bill_unknown"  # why a target may not take a rescue
@@ -101,7 +100,6 @@ class Selector:
             budget.typical,
             budget.rate,
             s.change_every_s,
-            s.change_size,
             s.recover_every_s,
             s.probe_every_s,
         )
@@ -109,9 +107,9 @@ class Selector:
         if chosen is None:
             return Decision(ask, rows, None, mode, now, _retry_after(rows, now))
         if first:
-            budget.chosen(chosen.index)
+            budget.chosen(chosen.index, chosen.price)
             if mode == "probe" or mode == "explore":
-                budget.look()
+                budget.look(chosen.price)
             if request.session is not None:
                 self._remember(request, chosen.target, now)
         if chosen.why == PROBE:
@@ -154,14 +152,17 @@ class Selector:
                 law = arm.law
                 load = law.load(work if candidate.megapixels is None else _work(request, candidate))
                 grows = math.exp(load)
-            p, sigma = arm.p, pace.sigma
+            reliability = arm.reliability
+            p, sigma = reliability.p, pace.sigma
             ln_median = pace.m + load
             mean_s = pace.mean_s * grows
-            # A failure takes as long as the recent ones did, or as a success would.
-            fail_s = (FAIL_SAMPLES * mean_s + arm.fail_s) / (FAIL_SAMPLES + arm.failures)
+            # A failure takes as long as the recent ones did, or as it usually does.
+            fail_s = mean_s * (FAIL_SAMPLES * arm.fails_after + arm.fail_shares) / (FAIL_SAMPLES + arm.failures)
             limit = candidate.limit_s
             if limit > left_s:
                 limit = left_s
+            if fail_s > limit:
+                fail_s = limit
             if limit != limit_s:
                 limit_s, ln_limit = limit, math.log(limit)
             if ln_limit - ln_median < SURE_IN_TIME * sigma:
@@ -201,22 +202,23 @@ class Selector:
                 pace.sd,
                 arm.successes + arm.failures,
                 now - arm.seen,
-                pace.doubt,
+                pace.off,
+                pace.off_sd,
                 in_flight,
                 why,
                 candidate.weight,
                 candidate.priority,
                 limit_s,
             )
+            row.ill = reliability.ill
+            row.assumed = reliability.assumed
+            row.well_p = reliability.well_p
+            row.well_s = mean_s * pace.well
             if why == PROBE:
                 row.until = until
-                row.well_p = arm.p_long
-                row.well_s = mean_s * math.exp(min(pace.mu - pace.m, 0.0))
                 row.fail_s = arm.last_fail_s
             elif why is not None:
                 row.until = until
-            elif pace.shift is not None:
-                row.well_s = mean_s * math.exp(pace.mu - pace.m)
             rows.append(row)
         return rows
 
@@ -307,9 +309,9 @@ class Selector:
         breaker = arm.breaker
         if outcome.timed_out and arm.on_limit(seconds, flight, now) < 0.5 and not flight.probe:
             return  # slow, as its work explains, and cut short by the limit
-        arm.on_failure(seconds, now, billed=outcome.billed, news=breaker.state == CLOSED)
+        arm.on_failure(seconds, flight.load, now, billed=outcome.billed, news=breaker.state == CLOSED)
         arm.refresh(now)
-        breaker.failed(flight.probe, arm.p_long, arm.successes, arm.failures, now)
+        breaker.failed(flight.probe, arm.reliability.well_p, arm.successes, arm.failures, now)
 
     # -- after a failure
 
@@ -469,7 +471,7 @@ class Selector:
                     arm.pace.adopt(self._fleet.peers_pace(sample.operation, arm))
                 arm.on_success(sample.latency_s, work, sample.at - sample.latency_s, sample.at)
             elif sample.result is Result.FAILURE:
-                arm.on_failure(sample.latency_s, sample.at)
+                arm.on_failure(sample.latency_s, arm.law.load(work), sample.at)
         for _, arm in self._fleet.every():
             arm.told()
 

@@ -52,21 +52,16 @@ class RoutingSettings:
 
     # Evidence
     half_life_s: float = 120.0  # of recent samples
-    same_strength: float = 30.0  # the long run counts as this many recent latencies while they fit it
-    changed_strength: float = 1.0  # ... and as this many once the pace has changed
-    success_strength: float = 4.0  # ... and as this many recent outcomes
     memory: float = 300.0  # long-run samples
-    memory_step_s: float = 15.0  # at most one full-weight long-run sample in this time
-    change_odds: float = 0.01  # that a target has just changed its pace, before looking at the samples
-    change_size: float = 1.0  # standard deviation of such a change, in log-seconds
-    alarm: float = 8.0  # log-odds at which a run of odd samples is a change
+    trouble_every_s: float = 14400.0  # how often a target's pace leaves its own
+    change_size: float = 0.8  # standard deviation of such a change, in log-seconds
 
     # Exploration of targets that are not being used
     explore_share: float = 0.025  # of first attempts at most
     explore_every_s: float = 1800.0  # at low traffic: one in this time, if that is not over a tenth of the requests
     change_every_s: float = 14400.0  # how often a target changes for good
     recover_every_s: float = 900.0  # how long a trouble lasts
-    optimism: float = 0.5  # standard deviations by which a little-known pace may be better than it seems
+    optimism: float = 1.2  # standard deviations by which a little-known pace may be better than it seems
 
     # Ejection and capacity
     open_s: float = 5.0  # first pause; doubles, half-to-full jitter

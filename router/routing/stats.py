@@ -1,9 +1,9 @@
 """What is known about one target doing one operation, and how old that knowledge is.
 
-Two levels of evidence. The *long run* moves with time, not with traffic: a target that is slow for half an hour at a
-thousand requests does not make that its normal pace. *Recent* samples halve every two minutes. How much the recent
-ones may move the estimate is decided by the odds that the target has changed at all; where it has, that is held on to
-until a sample says otherwise, because silence is no evidence of recovery.
+A target is itself, or it is in trouble. Its own pace and success are learnt from every sample and drift slowly. In
+trouble its pace is off, or it is ill: by how much nobody knows beforehand, and for a while. The odds between the two
+move with time (a target may fall into trouble, and come out of it, unobserved) and with what each sample says, so that
+a rare sample counts for long and a surprising one at once, and a trouble does not become what is normal.
 
 Latency is log-normal, divided by the work asked for (``SizeLaw``). A call still running is evidence as well: it is
 already known to be at least that slow, and the longer it lasts the likelier it is stuck.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from router.routing.breaker import Breaker
 from router.routing.hour import Hour
@@ -20,7 +21,7 @@ from router.routing.settings import DEFAULT_P50_S, Prior, RoutingSettings
 from router.routing.work import SizeLaw, Work
 
 LN2 = math.log(2.0)
-SUMS = 9  # numbers that replicas tell each other of an arm
+SUMS = 5  # numbers that replicas tell each other of an arm
 Z95 = 1.6448536269514722  # standard normal quantile of 0.95
 SQRT_HALF = math.sqrt(0.5)
 
@@ -28,14 +29,21 @@ DEFAULT_SIGMA = 0.6
 DEFAULT_SUCCESS = 0.98
 LEAST_SIGMA = 0.08
 SIGMA_SAMPLES = 5.0  # what the spread counts as, before there are any
+FIRM = 10.0  # outcomes that the first guess of a target's success counts as
+ILL = (1.0, 1.0)  # successes and failures to be expected of a target that has just fallen ill
+FAIL_SAMPLES = 2.0  # what an unknown failure's duration counts as
+FAILS, MOST_AFTER = 30.0, 4.0  # failures whose duration is remembered, and what one may say
 STALLS, STALL_SAMPLES = 0.001, 100.0  # share of calls that hang, until learnt, and how firmly that is believed
 FRESH_S, FRESH = 0.5, 0.1  # estimates are good for so many seconds, and for this share of a call
+AGE_S = 1.0  # in less time nothing ages noticeably
 HASTE_S = 2e-4  # ... and after an answer for this long per running call: each is looked at anew, which takes time
-MATERIAL = 0.3  # log-seconds: a smaller change is followed, but not held on to
-PLENTY = 3.0  # recent samples that need no help from what was held on to
-DRIFT = 1.5  # the change, in standard deviations, that runs of odd samples are summed up for
-NO_RUN = (0.0, 0.0, 0.0, 0.0, 0.0)
-STEADY = 10.0  # long-run samples before a change can be told from learning
+DRIFT = 0.003 / 3600.0  # variance that a target's own pace gains in a second
+PEERS_SPREAD = 0.6  # log-seconds by which targets of one model differ
+GLITCH, GLITCH_SIZE = 0.01, 2.0  # share of answers that are accidents and say nothing, and how far off they are
+OFF_SAMPLES = 30.0  # the pace of a target that is off is known no better than from so many
+SURE = 1.0 - 1e-6  # more than that nothing is
+STEPS = 10  # in which the samples of another replica are learnt
+ODD = 5.0  # what the silence of one call may say, in log-odds
 
 # The normal distribution beyond z, tabulated every 1/16 from -2 to 6: hazard, information and survival of a call that
 # has lasted so long, and the surprise (-ln survival) of that.
@@ -51,31 +59,53 @@ def _tail(z: float) -> tuple[float, float, float, float]:
 
 _TAIL = [_tail(_LOW + (i + 0.5) / _STEPS) for i in range(8 * _STEPS)]
 _LAST = len(_TAIL) - 1
+_LATE = 2 * _STEPS  # from the median on, silence says enough to be counted
+
+
+class Passing(NamedTuple):
+    """What time does to a trouble, unobserved: two states, left at two constant rates."""
+
+    stays: float  # probability that there is one, if there was
+    goes: float  # ... if there was none
+    lasts: float  # that it is still the same one
+
+    @classmethod
+    def after(cls, dt: float, trouble_every_s: float, recover_every_s: float) -> Passing:
+        share = recover_every_s / (recover_every_s + trouble_every_s)  # of all time
+        lasts = math.exp(-dt / recover_every_s)
+        memory = lasts * math.exp(-dt / trouble_every_s)
+        return cls(share + (1.0 - share) * memory, share * (1.0 - memory), lasts)
 
 
 class Pace:
-    """How fast a target is, in log-seconds for one picture of one megapixel."""
+    """How fast a target is, in log-seconds for one picture of one megapixel.
+
+    Either it is itself, with a pace that drifts slowly, or it is *off*: slower or faster by an amount nobody knows
+    beforehand, for a while. Both are kept, each with its uncertainty and the odds between them. Time lets a target go
+    off and come back, and samples decide: a rare one counts for long, and a surprising one at once.
+    """
 
     __slots__ = (
-        "_faster",
-        "_jolt",
+        "_base",
+        "_base_v",
+        "_off_m",
+        "_off_p",
+        "_off_v",
         "_settings",
-        "_slower",
-        "_well",
-        "_well_at",
-        "doubt",
+        "_v",
         "m",
         "mean_s",
         "mu",
-        "n",
+        "off",
+        "off_sd",
         "out",
         "quiet",
+        "quiet_sigma",
         "sd",
-        "shift",
         "sigma",
         "var",
         "weight",
-        "y",
+        "well",
     )
 
     def __init__(self, prior: Prior | None, settings: RoutingSettings) -> None:
@@ -84,165 +114,208 @@ class Pace:
         if p95 and not p50:
             p50, p95 = p95 * math.exp(-Z95 * DEFAULT_SIGMA), None
         self._settings = settings
-        self.mu = math.log(p50 or DEFAULT_P50_S)  # the long run
         self.sigma = max(LEAST_SIGMA, math.log(p95 / p50) / Z95) if p50 and p95 else DEFAULT_SIGMA
         self.var = self.sigma * self.sigma
-        self.weight = prior.samples if prior is not None and p50 else 0.0  # samples behind mu
-        self.sd = self.sigma / math.sqrt(self.weight + 1.0)  # standard deviation of mu
-        self.n = 0.0  # recent samples, and their sum
-        self.y = 0.0
-        self.shift: float | None = None  # by how much the pace has left the long run, where it has
-        self.doubt = 0.0  # probability that it has become faster for good
-        self._well = 0.0  # probability that the shift is over
-        self._well_at = 0.0
-        self._jolt = 0  # sign of the last sample, if that was beyond belief
-        # Runs of samples that speak for a change: its log-odds, the samples' number and sum, their weight in mu, and
-        # that times their values.
-        self._slower = list(NO_RUN)
-        self._faster = list(NO_RUN)
-        self.out = [0.0] * 4  # learnt and not yet told to other replicas: n, y, weight in mu, that times y
-        self.m = self.mu  # the estimate
-        self.mean_s = math.exp(self.m + 0.5 * self.var)  # of a success, by that estimate
-        self.quiet = self.mu  # the estimate without the calls that are running
+        self.weight = prior.samples if prior is not None and p50 else 0.0  # samples behind mu, and behind sigma
+        self.out = [0.0, 0.0]  # learnt and not yet told to other replicas: number of samples, and their sum
+        self._begin(math.log(p50 or DEFAULT_P50_S), self.var / (self.weight + 1.0))
+        self.suppose(self.mu)
+
+    def _begin(self, m: float, v: float) -> None:
+        self.mu, self._v = m, v  # itself: mean and variance of the pace
+        self._base, self._base_v = m, v  # the same, for what it will be again if it is off now
+        self._off_p = 0.0  # probability that it is off
+        self._off_m, self._off_v = m, v + self._settings.change_size**2  # the pace if it is
 
     def suppose(self, m: float) -> None:
         """Nothing is known of this target: reckon with what its peers do."""
-        self.m = m
+        self.m = self.quiet = m
+        self.quiet_sigma = self.sigma
+        self.sd = math.sqrt(self._v)
+        self.off, self.off_sd = 0.0, 1.0
         self.mean_s = math.exp(m + 0.5 * self.var)
+        self.well = 1.0  # share of that which it takes when it is itself
 
     def adopt(self, m: float) -> None:
-        """Nothing is known of this target, but it is being used: begin with what its peers do, as one sample."""
-        self.mu = self.m = self.quiet = m
+        """Nothing is known of this target, but it is being used: begin with what its peers do."""
         self.weight = 1.0
-        self.sd = self.sigma * SQRT_HALF
+        self._begin(m, PEERS_SPREAD**2)
+        self.suppose(m)
 
-    def estimate(self, hazards: float, information: float, now: float) -> None:
-        """Set ``m``, given the sums over the running calls of hazard and information (both around ``quiet``)."""
-        s = self._settings
-        n = self.n + information
-        dev = self.y - self.n * self.mu + (self.quiet - self.mu) * information + self.sigma * hazards
-        known = self.weight
-        off = dev / (min(s.same_strength, known) + n + 1e-9)
-        if n > 0.05 and known > 0.0:
-            # Is it the long run's pace, give or take, or has it changed? The odds decide how much each counts.
-            counts = n * known / (n + known)  # samples that tell the two means apart
-            spread = s.change_size**2 * counts / self.var
-            z2 = dev * dev * counts / (n * n * self.var)
-            odds = s.change_odds * math.exp(min(0.5 * z2 * spread / (1.0 + spread), 50.0)) / math.sqrt(1.0 + spread)
-            changed = odds / (1.0 + odds)
-            shift = dev / (min(s.changed_strength, known) + n)
-            if changed > 0.5 and abs(shift) > MATERIAL:
-                if self.shift is None:
-                    shift += self._latch(self._slower if shift > 0.0 else self._faster, now)
-                self.shift = shift
-            elif changed < 0.2 and self.n > PLENTY:
-                self.shift = None
-            off += changed * (shift - off)
-        if self.shift is not None and abs(self.shift) > abs(off):
-            off = self.shift
-        self.m = self.mu + off
-        self.mean_s = math.exp(self.m + 0.5 * self.sigma * self.sigma)
-        if information == 0.0:
-            self.quiet = self.m
+    def age(self, dt: float, passing: Passing) -> None:
+        """Let time pass."""
+        was = self._off_p
+        self._off_p = off = was * passing.stays + (1.0 - was) * passing.goes
+        fresh = 1.0 - was * passing.lasts / off if off > 0.0 else 0.0
+        comes = was * (1.0 - passing.stays) / (1.0 - off)
+        mu, v, base, base_v = self.mu, self._v, self._base, self._base_v
+        self._off_m, self._off_v = _mix(self._off_m, self._off_v, mu, v + self._settings.change_size**2, fresh)
+        self._base, self._base_v = _mix(base, base_v, mu, v, fresh)
+        self.mu, v = _mix(mu, v, base, base_v, comes)
+        self._v = v + DRIFT * dt
 
-    def learn(self, y: float, step: float, unseen_s: float, now: float) -> float | None:
-        """Learn one sample, of weight ``step`` in the long run; the error if that is fit to teach the size law."""
-        s = self._settings
+    def estimate(self, running: Sequence[float]) -> None:
+        """Bring the estimate up to date; ``running`` are the log-seconds, less their work, that calls have lasted."""
+        mu, v, m, w, p = self.mu, self._v, self._off_m, self._off_v, self._off_p
+        var = self.var
+        self.quiet, self.quiet_sigma = (mu, self.sigma) if p < 0.5 else (m, math.sqrt(var + w))
+        if running:
+            said_well, mu, v = self._lasting(running, mu, v)
+            said_off, m, w = self._lasting(running, m, w)
+            p = 1.0 / (1.0 + (1.0 - p) / max(p, 1e-9) * math.exp(said_well - said_off))
+        # Every decision is kept with these.
+        self.off = p = round(p, 4)
+        self.sd, self.off_sd = round(math.sqrt(v), 4), round(math.sqrt(w), 4)
+        well_s = math.exp(mu + 0.5 * (var + v))
+        off_s = math.exp(m + 0.5 * (var + w))
+        self.mean_s = well_s + p * (off_s - well_s)
+        self.well = well_s / self.mean_s
+        self.m = mu + p * (m - mu)
+
+    def _lasting(self, running: Sequence[float], mean: float, v: float) -> tuple[float, float, float]:
+        """What calls that still run say of a pace: log-likelihood, and its mean and variance after that."""
+        spread = math.sqrt(self.var + v)
+        scale = _STEPS / spread
+        base = mean * scale + _LOW * _STEPS
+        says = hazards = information = 0.0
+        for y in running:
+            i = int(y * scale - base)
+            if i >= 0:
+                hazard, informs, _, surprise = _TAIL[i if i < _LAST else _LAST]
+                hazards += hazard
+                information += informs
+                says -= surprise if surprise < ODD else ODD
+        # Each call is judged with the pace's own uncertainty, which they share: it is counted once.
+        share = v / (v * information + self.var)
+        return says, mean + share * spread * hazards, v * (1.0 - share * information)
+
+    def learn(self, y: float) -> float | None:
+        """Learn one sample; the error if that is fit to teach the size law."""
         if self.weight == 0.0:
             self.adopt(y)
-        error = y - self.quiet
-        if self.weight >= STEADY:
-            self._suspect(error / self.sigma, unseen_s)
-        # One sample far off is an outlier; two in a row on the same side are news.
-        bound = max(3.0 * self.sigma, 1.0)
-        sign = (error > bound) - (error < -bound)
-        if sign and self._jolt != sign:
-            error = sign * bound
-            y = self.quiet + error
-        self._jolt = sign
-        if self.shift is not None:
-            self._recover(y, now)
-        self.n += 1.0
-        self.y += y
-        if self.shift is not None:
-            step *= 0.1  # what may pass does not become the long run soon
-        z = (y - self.mu) / self.sigma * math.sqrt(self.weight / (self.weight + 1.0))
-        self.weight = min(self.weight + step, s.memory)
-        self.mu += (y - self.mu) * step / self.weight
-        for i, amount in enumerate((1.0, y, step, step * y)):
-            self.out[i] += amount
-        believed = min(s.same_strength, self.weight) + self.n
-        fair = believed / (believed + 1.0)  # the error's variance holds the estimate's own
-        self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * step / (self.weight + SIGMA_SAMPLES)
+        self.out[0] += 1.0
+        self.out[1] += y
+        error, fair, weight = self._update(y, 1.0)
+        self.weight = min(self.weight + 1.0, self._settings.memory)
+        self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * weight / (self.weight + SIGMA_SAMPLES)
         self.sigma = max(LEAST_SIGMA, math.sqrt(self.var))
-        self.sd = self.sigma / math.sqrt(self.weight + 1.0)
-        if self.weight >= STEADY and self.shift is None:
-            self._drift(z, y, step, now)
-        return None if sign else error * fair
+        return error * fair if weight > 0.5 else None
 
-    def cut_short(self, hazard: float, information: float, weight: float) -> None:
+    def hear(self, y: float, n: float) -> None:
+        """Learn the mean of ``n`` samples; of the spread that tells nothing."""
+        steps = min(math.ceil(n), STEPS)
+        for _ in range(steps):
+            self._update(y, n / steps)
+        self.weight = min(self.weight + n, self._settings.memory)
+
+    def _update(self, y: float, n: float) -> tuple[float, float, float]:
+        """Learn the mean of ``n`` samples. By how much it was off what was expected; what share of such an error's
+        variance is the samples' own; and the probability that it is no accident."""
+        var = self.var / n
+        odd = GLITCH * _density(y - self.mu, var + GLITCH_SIZE**2)
+        if self.weight <= 1.0:  # what was only supposed gives way to a first sample that it did not expect
+            apart, odd = (y - self.mu) ** 2, 0.0
+            if apart > 9.0 * (self._v + var):
+                self._v = apart
+        well = _density(y - self.mu, var + self._v)
+        off = _density(y - self._off_m, var + self._off_v)
+        fit_well, fit_off = well / (well + odd), off / (off + odd)  # that it is no accident
+        well, off = (1.0 - self._off_p) * (well + odd), self._off_p * (off + odd)
+        self._off_p = min(off / (well + off), SURE)
+        k = fit_off * self._off_v / (self._off_v + var)
+        error_off = y - self._off_m
+        self._off_m += k * error_off
+        self._off_v = max(self._off_v * (1.0 - k), self.var / OFF_SAMPLES)
+        k = fit_well * self._v / (self._v + var)
+        error = y - self.mu
+        fair = self.var / (self.var + self._v)
+        self.mu += k * error
+        self._v *= 1.0 - k
+        itself = (1.0 - self._off_p) * fit_well
+        if itself >= 0.5:
+            return error, fair, itself
+        return error_off, self.var / (self.var + self._off_v), self._off_p * fit_off
+
+    def cut_short(self, y: float, weight: float) -> None:
         """Learn from a call that was given up: it would have been slower still."""
-        self.n += weight * information
-        self.y += weight * (information * self.m + self.sigma * hazard)
+        says_well, mu, _ = self._lasting((y,), self.mu, self._v)
+        says_off, m, _ = self._lasting((y,), self._off_m, self._off_v)
+        p = self._off_p
+        self._off_p = min(p / (p + (1.0 - p) * math.exp(weight * (says_well - says_off))), SURE) if p > 0.0 else 0.0
+        self.mu += weight * (mu - self.mu) * (1.0 - self._off_p)
+        self._off_m += weight * (m - self._off_m)
 
     def forget(self, keep: float) -> None:
-        """Something is over: of the recent samples this share still counts."""
-        self.n *= keep
-        self.y *= keep
-        self.shift = None
+        """Something is over: what is known of it counts for this share."""
+        self._off_p *= keep
 
-    def told_shift(self, shift: float | None, now: float) -> None:
-        """Another replica has newer evidence of whether the pace has left the long run."""
-        if shift is not None and self.shift is None:
-            self._well, self._well_at = 0.05, now
-        self.shift = shift
 
-    def _suspect(self, z: float, unseen_s: float) -> None:
-        """Update ``doubt``: it grows while the target is not heard of, and with a fast answer."""
-        s = self._settings
-        prior = min(self.doubt + (1.0 - self.doubt) * unseen_s / s.change_every_s, 0.9)
-        size = s.change_size / self.sigma
-        says = size * (z + 0.5 * size)
-        self.doubt = prior / (prior + (1.0 - prior) * math.exp(min(max(says, -50.0), 50.0)))
+def _density(error: float, variance: float) -> float:
+    return math.exp(-0.5 * error * error / variance) / math.sqrt(variance)
 
-    def _drift(self, z: float, y: float, step: float, now: float) -> None:
-        """Sum up what speaks for a change in either direction, however slowly the samples come (CUSUM)."""
-        for run, sign in ((self._slower, 1.0), (self._faster, -1.0)):
-            gain = DRIFT * (sign * z - 0.5 * DRIFT)
-            if run[0] + gain <= 0.0:
-                run[:] = NO_RUN
-                continue
-            run[0] += gain
-            run[1] += 1.0
-            run[2] += y
-            run[3] += step
-            run[4] += step * y
-            if run[0] > self._settings.alarm:
-                n, total = run[1], run[2]
-                self._latch(run, now)
-                self.shift = (total - n * self.mu) / (n + 1.0)
-                return
 
-    def _latch(self, run: list[float], now: float) -> float:
-        """The pace has left the long run: take back what the run of odd samples did to it; by how much that was."""
-        self._well, self._well_at = 0.05, now
-        mu, rest = self.mu, self.weight - run[3]
-        if rest > 1.0:
-            self.mu = (self.mu * self.weight - run[4]) / rest
-            self.weight = rest
-        self._slower[:] = self._faster[:] = NO_RUN
-        return mu - self.mu
+def _mix(m: float, v: float, other: float, other_v: float, share: float) -> tuple[float, float]:
+    """Mean and variance of a mixture of two."""
+    d = other - m
+    return m + share * d, v + share * (other_v - v) + share * (1.0 - share) * d * d
 
-    def _recover(self, y: float, now: float) -> None:
-        """Is it itself again? The time that has passed makes it likelier, the samples decide."""
-        assert self.shift is not None
-        stays = math.exp(-max(now - self._well_at, 0.0) / self._settings.recover_every_s)
-        well = 1.0 - (1.0 - self._well) * stays
-        says = self.shift * (0.5 * self.shift - (y - self.mu)) / self.var
-        well = well / (well + (1.0 - well) * math.exp(min(max(-says, -50.0), 50.0)))
-        self._well, self._well_at = max(well, 0.01), now
-        if well > 0.5:
-            self.forget(0.0)
+
+class Reliability:
+    """How often a target's attempts succeed: what it usually does, and what it does when it is *ill*."""
+
+    __slots__ = ("_assumed", "_bad", "_good", "_ill", "_settings", "assumed", "ill", "n", "p", "well_p")
+
+    def __init__(self, prior: Prior | None, settings: RoutingSettings) -> None:
+        success = prior.success if prior is not None else None
+        self._settings = settings
+        self.well_p = min(max(success, 0.02), 0.999) if success is not None else DEFAULT_SUCCESS
+        self.n = 0.0  # outcomes behind that
+        self._ill = 0.0
+        self._good, self._bad = ILL  # what its outcomes are when ill, as counts
+        self.p = self.well_p  # the estimate
+        self.ill = 0.0
+        self._assumed = FIRM * (1.0 - self.well_p)  # failures that were only assumed,
+        self.assumed = round(1.0 - self.well_p, 4)  # ... as a share of its calls
+
+    def age(self, passing: Passing) -> None:
+        """Let time pass."""
+        was = self._ill
+        self._ill = ill = was * passing.stays + (1.0 - was) * passing.goes
+        fresh = 1.0 - was * passing.lasts / ill if ill > 0.0 else 0.0
+        self._good += fresh * (ILL[0] - self._good)
+        self._bad += fresh * (ILL[1] - self._bad)
+
+    def estimate(self, stuck: float) -> None:
+        """Bring the estimate up to date; so many running calls are believed stuck."""
+        q, good, bad = self._ill, self._good, self._bad
+        if stuck > 0.0:
+            says = stuck * math.log(bad / (good + bad) / (1.0 - self.well_p))
+            q = q / (q + (1.0 - q) * math.exp(-says))
+            bad += stuck
+        self.ill = round(q, 4)  # every decision is kept with it, too
+        self.p = max(0.02, self.well_p + q * (good / (good + bad) - self.well_p))
+
+    def learn(self, good: float, bad: float) -> None:
+        """Learn some outcomes."""
+        p, a, b = self.well_p, self._good, self._bad
+        if good + bad == 1.0:
+            well, ill = (p, a / (a + b)) if good else (1.0 - p, b / (a + b))
+        else:
+            says = math.lgamma(a + good) + math.lgamma(b + bad) - math.lgamma(a + b + good + bad)
+            says += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+            well, ill = 1.0, math.exp(min(says - good * math.log(p) - bad * math.log(1.0 - p), 50.0))
+        q = self._ill
+        self._ill = q = min(q * ill / (q * ill + (1.0 - q) * well), SURE)
+        self._good, self._bad = a + good, b + bad
+        total = (good + bad) * (1.0 - q if self.n >= FIRM else 1.0)  # one must be known to be told from ill
+        self.n = min(self.n + total, self._settings.memory)
+        self.assumed = round(self._assumed / (self.n + FIRM), 4)
+        if total > 0.0:
+            self.well_p += (good / (good + bad) - p) * min(total / (self.n + FIRM), 1.0)
+            self.well_p = min(max(self.well_p, 0.02), 0.999)
+
+    def forget(self, keep: float) -> None:
+        self._ill *= keep
 
 
 class Flight:
@@ -267,23 +340,22 @@ class Arm:
     __slots__ = (
         "_answered",
         "_at",
+        "_fails",
         "_refreshed",
         "_settings",
-        "_stepped",
         "bills",
         "breaker",
-        "fail_s",
+        "fail_shares",
+        "fails_after",
         "failures",
         "flights",
         "fresh_until",
         "hour",
         "last_fail_s",
         "law",
-        "n",
         "out",
-        "p",
-        "p_long",
         "pace",
+        "reliability",
         "seen",
         "silence",
         "stalls",
@@ -294,28 +366,26 @@ class Arm:
     def __init__(
         self, target: str, law: SizeLaw, breaker: Breaker, prior: Prior | None, settings: RoutingSettings
     ) -> None:
-        success = prior.success if prior is not None else None
         self.target = target
         self.law = law
         self.breaker = breaker  # the target's, whatever the operation
         self.hour = Hour()
         self.pace = Pace(prior, settings)
         self._settings = settings
-        self.p_long = min(max(success, 0.02), 0.999) if success is not None else DEFAULT_SUCCESS
-        self.n = 0.0  # long-run outcomes
+        self.reliability = Reliability(prior, settings)
         self.seen = -math.inf  # when it was last heard of
         self.successes = 0.0  # recent ones
         self.failures = 0.0
-        self.fail_s = 0.0  # the recent failures' seconds, summed
+        self.fail_shares = 0.0  # the recent failures' seconds, as shares of what a success takes, summed
         self.last_fail_s = 1.0
+        self.fails_after = 1.0  # seconds of a failure, as a share of a success's, in the long run
+        self._fails = 0.0  # failures behind that
         self.bills = [0.0, 0.0]  # failures known to have been billed or not, and those that were
         self.stalls = STALLS  # share of its calls that never answer
         self.flights: dict[str, Flight] = {}
         self.silence = 0.0  # surprise of the running calls that were started after the last one that was answered
-        self.p = self.p_long  # the estimate
-        self.out = [0.0] * 5  # not yet told: successes, failures, their seconds, outcomes for the long run, good ones
+        self.out = [0.0] * 3  # not yet told: successes, failures, the shares of these
         self._answered = -math.inf  # start of the latest call that was answered
-        self._stepped = -math.inf  # when the long run last took a sample
         self._at = -math.inf  # the recent sums are aged to here
         self._refreshed = -math.inf
         self.fresh_until = -math.inf  # until then there is no need to refresh
@@ -324,33 +394,34 @@ class Arm:
 
     def refresh(self, now: float) -> None:
         """Bring the estimates up to ``now``."""
-        self._age(now)
-        s = self._settings
+        if now - self._at > AGE_S:
+            self._age(now)
         pace = self.pace
-        stuck = silence = hazards = information = 0.0
+        stuck = silence = 0.0
+        running: list[float] = []
         if self.flights:
             answered, q = self._answered, self.stalls
-            scale = _STEPS / pace.sigma
+            scale = _STEPS / pace.quiet_sigma
             base = pace.quiet * scale + _LOW * _STEPS
             log = math.log
             for flight in self.flights.values():
                 age = now - flight.start
                 if age <= 0.0:
                     continue
-                i = int((log(age) - flight.load) * scale - base)
+                y = log(age) - flight.load
+                i = int(y * scale - base)
                 if i < 0:
                     continue
-                hazard, informs, survival, surprise = _TAIL[i if i < _LAST else _LAST]
+                hazard, _, survival, surprise = _TAIL[i if i < _LAST else _LAST]
                 if flight.start > answered:
                     silence += surprise
-                hazards += hazard
-                information += informs
-                if hazard > 2.0:
-                    stuck += q / (q + (1.0 - q) * survival)
+                if i >= _LATE:
+                    running.append(y)
+                    if hazard > 2.0:
+                        stuck += q / (q + (1.0 - q) * survival)
         self.silence = silence
-        pace.estimate(hazards, information, now)
-        good = s.success_strength * self.p_long + self.successes
-        self.p = max(0.02, good / (s.success_strength + self.successes + self.failures + stuck))
+        pace.estimate(running)
+        self.reliability.estimate(stuck)
         self._refreshed = now
         self.fresh_until = now + min(FRESH_S, FRESH * pace.mean_s)
 
@@ -363,35 +434,39 @@ class Arm:
     def on_success(self, latency_s: float, work: Work, start: float, now: float) -> None:
         self._age(now)
         pace = self.pace
-        step = self._step(now)
         y = math.log(max(latency_s, 1e-4)) - self.law.load(work)
         known = pace.weight >= 1.0
-        error = pace.learn(y, step, now - self.seen, now)
+        error = pace.learn(y)
         if known and error is not None:
             self.law.learn(error, pace.var, work)
         self.successes += 1.0
         self.stalls -= self.stalls / self._stall_samples()
         self._answered = max(self._answered, start)
-        self._outcome(1.0, step)
+        self.reliability.learn(1.0, 0.0)
         self.seen = now
         self.touch()
         self.out[0] += 1.0
 
-    def on_failure(self, seconds: float, now: float, *, billed: bool | None = None, news: bool = True) -> None:
+    def on_failure(
+        self, seconds: float, load: float, now: float, *, billed: bool | None = None, news: bool = True
+    ) -> None:
         """Learn from a failure. ``news`` is False for what is known already: a probe of an ejected target."""
         self._age(now)
+        share = seconds / (self.pace.mean_s * math.exp(load))
         self.failures += 1.0
-        self.fail_s += seconds
+        self.fail_shares += share
         self.last_fail_s = seconds
         if billed is not None:
             self.bills[0] += 1.0
             self.bills[1] += billed
         if news:
-            self._outcome(0.0, self._step(now))
+            self.reliability.learn(0.0, 1.0)
+            self._fails = min(self._fails + 1.0, FAILS)
+            self.fails_after += (min(share, MOST_AFTER) - self.fails_after) / (FAIL_SAMPLES + self._fails)
         self.seen = now
         self.fresh_until = -math.inf
         self.out[1] += 1.0
-        self.out[2] += seconds
+        self.out[2] += share
 
     def on_limit(self, seconds: float, flight: Flight, now: float) -> float:
         """Learn from a call that was given up after ``seconds``; the probability that it would never have ended.
@@ -402,10 +477,10 @@ class Arm:
             return 0.0
         self._age(now)
         pace = self.pace
-        z = (math.log(seconds) - flight.load - pace.m) / pace.sigma
-        hazard, information, survival, _ = _tail(min(max(z, _LOW), 6.0))
+        y = math.log(seconds) - flight.load
+        _, _, survival, _ = _tail(min(max((y - pace.m) / pace.sigma, _LOW), 6.0))
         stuck = self.stalls / (self.stalls + (1.0 - self.stalls) * survival)
-        pace.cut_short(hazard, information, 1.0 - stuck)
+        pace.cut_short(y, 1.0 - stuck)
         self.stalls += (stuck - self.stalls) / self._stall_samples()
         self.fresh_until = -math.inf
         return stuck
@@ -413,15 +488,16 @@ class Arm:
     def recovered(self, keep: float) -> None:
         """It is back: what was seen while it was not says little about what comes next."""
         self.pace.forget(keep)
+        self.reliability.forget(keep)
         self.failures *= keep
-        self.fail_s *= keep
+        self.fail_shares *= keep
         self.fresh_until = -math.inf
 
     def told(self) -> list[float]:
         """What has been learnt since the last call, as sums for ``absorb``."""
         sums = self.pace.out + self.out
-        self.pace.out = [0.0] * 4
-        self.out = [0.0] * 5
+        self.pace.out = [0.0, 0.0]
+        self.out = [0.0] * 3
         return sums
 
     def absorb(self, sums: Sequence[float], now: float, seen_s: float | None) -> None:
@@ -431,19 +507,14 @@ class Arm:
         """
         keep = math.exp(min(now - self._at, 0.0) * LN2 / self._settings.half_life_s)
         self._age(now)
-        n, y, weight, heavy, successes, failures, fail_s, outcomes, good = sums
-        pace = self.pace
-        pace.n += n * keep
-        pace.y += y * keep
-        if weight > 0.0:
-            pace.weight = min(pace.weight + weight, self._settings.memory)
-            pace.mu += (heavy / weight - pace.mu) * min(weight / pace.weight, 1.0)
+        n, y, successes, failures, fail_shares = sums
+        if n > 0.0:
+            self.pace.hear(y / n, n)
         self.successes += successes * keep
         self.failures += failures * keep
-        self.fail_s += fail_s * keep
-        if outcomes > 0.0:
-            self.n = min(self.n + outcomes, self._settings.memory)
-            self.p_long += (good / outcomes - self.p_long) * outcomes / (self.n + 10.0)
+        self.fail_shares += fail_shares * keep
+        if successes + failures > 0.0:
+            self.reliability.learn(successes, failures)
         if seen_s is not None:
             self.seen = max(self.seen, now - seen_s)
         self.fresh_until = -math.inf
@@ -453,24 +524,15 @@ class Arm:
         if dt <= 0.0:
             return
         self._at = now
-        keep = math.exp(-dt * LN2 / self._settings.half_life_s)
-        self.pace.n *= keep
-        self.pace.y *= keep
+        s = self._settings
+        keep = math.exp(-dt * LN2 / s.half_life_s)
+        if dt < math.inf:
+            passing = Passing.after(dt, s.trouble_every_s, s.recover_every_s)
+            self.pace.age(dt, passing)
+            self.reliability.age(passing)
         self.successes *= keep
         self.failures *= keep
-        self.fail_s *= keep
-
-    def _step(self, now: float) -> float:
-        """A sample's weight in the long run: after the first ten, one in full per ``memory_step_s`` at most."""
-        step = 1.0 if self.n < 10.0 else min(1.0, max(0.0, (now - self._stepped) / self._settings.memory_step_s))
-        self._stepped = now
-        return step
+        self.fail_shares *= keep
 
     def _stall_samples(self) -> float:
-        return STALL_SAMPLES + self.n
-
-    def _outcome(self, value: float, step: float) -> None:
-        self.n = min(self.n + step, self._settings.memory)
-        self.p_long += (value - self.p_long) * step / (self.n + 10.0)
-        self.out[3] += step
-        self.out[4] += step * value
+        return STALL_SAMPLES + self.reliability.n

@@ -224,9 +224,13 @@ def test_the_same_policy_agrees_with_the_record(day):
     assert sum(then.firsts.values()) == 600
     assert min(then.firsts.values()) > 30, "the record should hold something of both"
     assert then.firsts == {name: book.firsts.count(name) for name in set(book.firsts)}
+    # Days of the same weather and other luck differ by 18 requests of 600 (standard deviation), and so do replays: each
+    # stays within three of these, and their mean, which has no luck but the day's, within one and a half.
+    off = [now.firsts["a/m"] - then.firsts["a/m"] for now in comparison.runs]
+    assert max(map(abs, off)) <= 3 * 18
+    assert abs(sum(off)) <= len(off) * 1.5 * 18
     for now in comparison.runs:
-        assert sum(abs(now.firsts[name] - then.firsts[name]) for name in PRICES) <= 2 * 18  # 3 %
-        assert now.money_nanos == pytest.approx(then.money_nanos, rel=0.03)
+        assert now.money_nanos == pytest.approx(then.money_nanos, rel=0.05)
         assert abs(now.failed - then.failed) <= 6
         assert now.refused == then.refused
         assert now.quantile(0.5) == pytest.approx(then.quantile(0.5), rel=0.05)
