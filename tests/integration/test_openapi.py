@@ -22,8 +22,9 @@ def test_schemathesis_finds_no_violation_and_no_5xx(tmp_path: Path) -> None:
         # What no document can say is not held against an answer of 400: which sizes, fields and pictures the model
         # that was named can take, and that a mask fits its picture. Every other check is on.
         command += ["--exclude-checks", "positive_data_acceptance"]
+        env = os.environ | {"SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))}
         done = subprocess.run(
-            command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+            command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
     finally:
         stopped = router.stop()
