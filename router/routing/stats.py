@@ -44,6 +44,7 @@ OFF_SAMPLES = 30.0  # the pace of a target that is off is known no better than f
 SURE = 1.0 - 1e-6  # more than that nothing is
 STEPS = 10  # in which the samples of another replica are learnt
 ODD = 5.0  # what the silence of one call may say, in log-odds
+NOT_BEGUN = -99.0  # log-seconds of a call that was not there yet
 
 # The normal distribution beyond z, tabulated every 1/16 from -2 to 6: hazard, information and survival of a call that
 # has lasted so long, and the surprise (-ln survival) of that.
@@ -154,8 +155,9 @@ class Pace:
         self.mu, v = _mix(mu, v, base, base_v, comes)
         self._v = v + DRIFT * dt
 
-    def estimate(self, running: Sequence[float]) -> None:
-        """Bring the estimate up to date; ``running`` are the log-seconds, less their work, that calls have lasted."""
+    def estimate(self, running: Sequence[tuple[float, float]]) -> None:
+        """Bring the estimate up to date. ``running`` are the log-seconds, less their work, that calls have lasted until
+        now, and until the latest answer."""
         mu, v, m, w, p = self.mu, self._v, self._off_m, self._off_v, self._off_p
         var = self.var
         self.quiet, self.quiet_sigma = (mu, self.sigma) if p < 0.5 else (m, math.sqrt(var + w))
@@ -172,16 +174,24 @@ class Pace:
         self.well = well_s / self.mean_s
         self.m = mu + p * (m - mu)
 
-    def _lasting(self, running: Sequence[float], mean: float, v: float) -> tuple[float, float, float]:
-        """What calls that still run say of a pace: log-likelihood, and its mean and variance after that."""
+    def _lasting(self, running: Sequence[tuple[float, float]], mean: float, v: float) -> tuple[float, float, float]:
+        """What calls that still run say of a pace: log-likelihood, and its mean and variance after that.
+
+        Only their silence since the latest answer counts: while answers come as usual, one that takes longer is none
+        of the target's. Where many run at once some are always late, and would speak up together.
+        """
         spread = math.sqrt(self.var + v)
         scale = _STEPS / spread
         base = mean * scale + _LOW * _STEPS
         says = hazards = information = 0.0
-        for y in running:
+        for y, before in running:
             i = int(y * scale - base)
             if i >= 0:
                 hazard, informs, _, surprise = _TAIL[i if i < _LAST else _LAST]
+                j = int(before * scale - base)
+                if j >= 0:
+                    known = _TAIL[j if j < _LAST else _LAST]
+                    hazard, informs, surprise = hazard - known[0], informs - known[1], surprise - known[3]
                 hazards += hazard
                 information += informs
                 says -= surprise if surprise < ODD else ODD
@@ -238,8 +248,8 @@ class Pace:
 
     def cut_short(self, y: float, weight: float) -> None:
         """Learn from a call that was given up: it would have been slower still."""
-        says_well, mu, _ = self._lasting((y,), self.mu, self._v)
-        says_off, m, _ = self._lasting((y,), self._off_m, self._off_v)
+        says_well, mu, _ = self._lasting(((y, NOT_BEGUN),), self.mu, self._v)
+        says_off, m, _ = self._lasting(((y, NOT_BEGUN),), self._off_m, self._off_v)
         p = self._off_p
         self._off_p = min(p / (p + (1.0 - p) * math.exp(weight * (says_well - says_off))), SURE) if p > 0.0 else 0.0
         self.mu += weight * (mu - self.mu) * (1.0 - self._off_p)
@@ -341,6 +351,7 @@ class Arm:
         "_answered",
         "_at",
         "_fails",
+        "_heard",
         "_refreshed",
         "_settings",
         "bills",
@@ -385,6 +396,7 @@ class Arm:
         self.flights: dict[str, Flight] = {}
         self.silence = 0.0  # surprise of the running calls that were started after the last one that was answered
         self.out = [0.0] * 3  # not yet told: successes, failures, the shares of these
+        self._heard = -math.inf  # when the latest answer came
         self._answered = -math.inf  # start of the latest call that was answered
         self._at = -math.inf  # the recent sums are aged to here
         self._refreshed = -math.inf
@@ -398,9 +410,9 @@ class Arm:
             self._age(now)
         pace = self.pace
         stuck = silence = 0.0
-        running: list[float] = []
+        running: list[tuple[float, float]] = []
         if self.flights:
-            answered, q = self._answered, self.stalls
+            answered, q, since = self._answered, self.stalls, now - self._heard
             scale = _STEPS / pace.quiet_sigma
             base = pace.quiet * scale + _LOW * _STEPS
             log = math.log
@@ -416,7 +428,8 @@ class Arm:
                 if flight.start > answered:
                     silence += surprise
                 if i >= _LATE:
-                    running.append(y)
+                    if age < since * _STEPS:  # else its silence since then is too short to show in the table
+                        running.append((y, log(age - since) - flight.load if age > since else NOT_BEGUN))
                     if hazard > 2.0:
                         stuck += q / (q + (1.0 - q) * survival)
         self.silence = silence
@@ -442,6 +455,7 @@ class Arm:
         self.successes += 1.0
         self.stalls -= self.stalls / self._stall_samples()
         self._answered = max(self._answered, start)
+        self._heard = now
         self.reliability.learn(1.0, 0.0)
         self.seen = now
         self.touch()

@@ -8,7 +8,7 @@ import pytest
 
 from router.routing import Candidate, Outcome, Prior, RouteRequest, RoutingSettings, Selector
 from router.routing.breaker import Breaker
-from router.routing.stats import Arm, Passing
+from router.routing.stats import Arm, Flight, Passing
 from router.routing.work import SizeLaw, Work
 
 ONE = Work.of(1, 1.0, None)
@@ -129,3 +129,28 @@ def test_a_target_nobody_has_used_is_tried_beside_one_that_never_fails():
         selector.on_end(str(number), Outcome.success(), number + pace[target])
         last.append(target)
     assert last[30:].count("b/m") > 20
+
+
+def running(target: Arm, ages: list[float], now: float) -> None:
+    for number, age in enumerate(ages):
+        target.flights[f"f{number}"] = Flight(target, now - age, ONE, 0, "m")
+
+
+def test_late_calls_say_nothing_while_answers_come_as_usual():
+    """Where many run at once some are always late: each alone says little, and together they would cry wolf."""
+    target = arm()
+    now = served(target, 3.0, 0.0)
+    running(target, [4.2, 4.5, 4.8, 5.0, 5.2, 5.4, 5.6, 5.8], now)
+    target.refresh(now + 0.01)
+    assert target.pace.off < 0.01
+
+
+def test_calls_that_are_late_together_say_that_it_is_off_once_no_answer_comes():
+    target = arm()
+    now = served(target, 3.0, 0.0)
+    running(target, [0.5, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2], now)
+    target.refresh(now + 5.0)
+    assert target.pace.off > 0.9
+    assert target.pace.mean_s > 6.0
+    target.refresh(now + 10.0)
+    assert target.reliability.ill > 0.9  # stuck rather than slow
