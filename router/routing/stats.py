@@ -164,7 +164,7 @@ class Pace:
         if running:
             said_well, mu, v = self._lasting(running, mu, v)
             said_off, m, w = self._lasting(running, m, w)
-            p = 1.0 / (1.0 + (1.0 - p) / max(p, 1e-9) * math.exp(said_well - said_off))
+            p = 1.0 / (1.0 + (1.0 - p) / max(p, 1e-9) * _odds(said_well - said_off))
         # Every decision is kept with these.
         self.off = p = round(p, 4)
         self.sd, self.off_sd = round(math.sqrt(v), 4), round(math.sqrt(w), 4)
@@ -251,13 +251,18 @@ class Pace:
         says_well, mu, _ = self._lasting(((y, NOT_BEGUN),), self.mu, self._v)
         says_off, m, _ = self._lasting(((y, NOT_BEGUN),), self._off_m, self._off_v)
         p = self._off_p
-        self._off_p = min(p / (p + (1.0 - p) * math.exp(weight * (says_well - says_off))), SURE) if p > 0.0 else 0.0
+        self._off_p = min(p / (p + (1.0 - p) * _odds(weight * (says_well - says_off))), SURE) if p > 0.0 else 0.0
         self.mu += weight * (mu - self.mu) * (1.0 - self._off_p)
         self._off_m += weight * (m - self._off_m)
 
     def forget(self, keep: float) -> None:
         """Something is over: what is known of it counts for this share."""
         self._off_p *= keep
+
+
+def _odds(log_odds: float) -> float:
+    """Hundreds of calls together can say more than a number holds; nothing is surer than this."""
+    return math.exp(min(log_odds, 50.0))
 
 
 def _density(error: float, variance: float) -> float:
@@ -300,7 +305,7 @@ class Reliability:
         q, good, bad = self._ill, self._good, self._bad
         if stuck > 0.0:
             says = stuck * math.log(bad / (good + bad) / (1.0 - self.well_p))
-            q = q / (q + (1.0 - q) * math.exp(-says))
+            q = q / (q + (1.0 - q) * _odds(-says))
             bad += stuck
         self.ill = round(q, 4)  # every decision is kept with it, too
         self.p = max(0.02, self.well_p + q * (good / (good + bad) - self.well_p))
@@ -313,7 +318,7 @@ class Reliability:
         else:
             says = math.lgamma(a + good) + math.lgamma(b + bad) - math.lgamma(a + b + good + bad)
             says += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
-            well, ill = 1.0, math.exp(min(says - good * math.log(p) - bad * math.log(1.0 - p), 50.0))
+            well, ill = 1.0, _odds(says - good * math.log(p) - bad * math.log(1.0 - p))
         q = self._ill
         self._ill = q = min(q * ill / (q * ill + (1.0 - q) * well), SURE)
         self._good, self._bad = a + good, b + bad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -154,3 +155,22 @@ def test_calls_that_are_late_together_say_that_it_is_off_once_no_answer_comes():
     assert target.pace.mean_s > 6.0
     target.refresh(now + 10.0)
     assert target.reliability.ill > 0.9  # stuck rather than slow
+
+
+@pytest.mark.parametrize("took", [0.03, 3.0, 300.0])
+@pytest.mark.parametrize("age", [0.01, 1.0, 60.0, 4000.0])
+def test_however_many_calls_run_there_is_an_estimate(took: float, age: float):
+    """Hundreds in flight, against a target that is well, off or ill, known well or not at all."""
+    for count in (0, 1, 3, 200):
+        for last in (0.2, 1.0, 40.0):
+            target = arm()
+            now = served(target, took, 0.0, count)
+            now = served(target, took * last, now, 20) if count else now
+            for _ in range(3 * (last > 1.0)):
+                target.on_failure(1.0, 0.0, now)
+            running(target, [age * (1.0 + 0.001 * number) for number in range(1000)], now)
+            for later in (0.0, 0.5 * took, 10.0 * took):
+                target.refresh(now + later)
+                assert 0.0 <= target.pace.off <= 1.0
+                assert 0.0 <= target.reliability.ill <= 1.0
+                assert 0.0 < target.pace.mean_s < math.inf
