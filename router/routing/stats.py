@@ -262,7 +262,7 @@ class Pace:
 
 def _odds(log_odds: float) -> float:
     """Hundreds of calls together can say more than a number holds; nothing is surer than this."""
-    return math.exp(min(log_odds, 50.0))
+    return math.exp(min(max(log_odds, -50.0), 50.0))
 
 
 def _density(error: float, variance: float) -> float:
