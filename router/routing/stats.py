@@ -170,7 +170,7 @@ class Pace:
         self.sd, self.off_sd = round(math.sqrt(v), 4), round(math.sqrt(w), 4)
         well_s = math.exp(mu + 0.5 * (var + v))
         off_s = math.exp(m + 0.5 * (var + w))
-        self.mean_s = well_s + p * (off_s - well_s)
+        self.mean_s = (1.0 - p) * well_s + p * off_s
         self.well = well_s / self.mean_s
         self.m = mu + p * (m - mu)
 
