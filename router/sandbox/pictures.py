@@ -209,7 +209,11 @@ def _hsv(hue: float, saturation: float, value: float) -> Color:
 
 def _shift(color: Color, by: float) -> Color:
     red, green, blue = color
-    return tuple(max(0, min(255, round(part))) for part in (red + by, green + by * 0.4, blue - by * 0.6))  # type: ignore[return-value]
+    return _byte(red + by), _byte(green + by * 0.4), _byte(blue - by * 0.6)
+
+
+def _byte(part: float) -> int:
+    return max(0, min(255, round(part)))
 
 
 def _mix(one: Color, other: Color, share: float) -> Color:
