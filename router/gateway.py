@@ -74,7 +74,7 @@ class _Work:
     task: asyncio.Task[Any] | None = None  # that the request runs in
     running: int = 0  # attempts that a provider works on
     booking: int = 0  # attempts that have ended and are being written down
-    race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way at once, where there may be two
+    race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way, two at most
     raced_at: float = 0.0  # when the first of them began
     over: str | None = None  # why attempts that still run are called off: the race has its winner, or the client left
     shown: bool = False  # the client has seen a partial picture
@@ -97,6 +97,13 @@ class _Attempt:
     started: float
     reason: str  # why this target, in one sentence
     jobs: list[Job] = field(default_factory=list)
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    alarms: list[asyncio.Future[None]] = field(default_factory=list)  # when a second target is to be asked
+
+    def wake(self, _: asyncio.Future[Any]) -> None:
+        """It has ended, or a second target is to be asked: who waits for it must look."""
+        if not self.turn.done():
+            self.turn.set_result(None)
 
 
 class Gateway:
@@ -142,6 +149,7 @@ class Gateway:
         self._refused_elsewhere = refused_elsewhere
         self._on_disconnect = on_disconnect
         self._works: dict[str, _Work] = {}  # by request id
+        self._waiting: dict[str, _Attempt] = {}  # by attempt id: those that may yet want a second target
         self._running: set[asyncio.Task[Any]] = set()
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
 
@@ -252,10 +260,7 @@ class Gateway:
             offer = work.order.offer(decision.target)
             try:
                 attempt = await self._open(work, offer, decision, role, self._clock.new_id())
-                after_s = self._rescue_after(work, decision)
-                if after_s is None:
-                    return await self._finish(attempt, routing)
-                return await self._raced(attempt, after_s, routing)
+                return await self._run(attempt, routing)
             except ProviderError as error:
                 if work.over == LEFT:
                     raise unserved.given_up(work.attempts) from error
@@ -302,6 +307,9 @@ class Gateway:
         decision = self._within_budget(work.caller, work.route, now, tuple(work.tried), now - work.started)
         if decision.target is not None:
             self._decided(work, decision, decision.target)
+        for attempt_id in self._selector.stuck():  # found so by this very choice
+            if (attempt := self._waiting.get(attempt_id)) is not None:
+                self._set_alarm(attempt)
         return decision
 
     def _within_budget(
@@ -387,12 +395,12 @@ class Gateway:
                 raise ProviderError(
                     ErrorKind.UNUSABLE, f"The provider made {made} of {asked} pictures.", billed=Billed.YES
                 )
-            if work.race:
-                await self._call_off(work)
+            if others := _call_off(work):
+                await asyncio.wait(others)
         except ProviderError as error:
             await self._book_failure(attempt, error, ran)
-            if work.race and error.kind is ErrorKind.REFUSED and not self._refused_elsewhere:
-                await self._call_off(work)  # asking elsewhere must not evade a content policy, not even by chance
+            if error.kind is ErrorKind.REFUSED and not self._refused_elsewhere and (others := _call_off(work)):
+                await asyncio.wait(others)  # asking elsewhere must not evade a content policy, not even by chance
             if attempt.jobs and error.kind is ErrorKind.NO_ANSWER and error.billed is Billed.MAYBE:
                 self._aside(self._stop(attempt))
             raise
@@ -476,29 +484,51 @@ class Gateway:
 
     # --- a second attempt beside one that is probably stuck --------------------------------------------------
 
-    def _rescue_after(self, work: _Work, decision: Decision) -> float | None:
-        """Seconds after which a second target is worth its money; None if it never is or nobody wants one."""
-        if decision.mode != "probe" and not work.hurried and not self._selector.settings.rescue:
-            return None
-        return self._selector.rescue_after(work.route, decision, self._clock.monotonic(), wanted=work.hurried)
+    async def _run(self, attempt: _Attempt, routing: bool) -> Completed:
+        """The attempt; and a second one elsewhere, if it turns out that this one is probably stuck.
 
-    async def _raced(self, attempt: _Attempt, after_s: float, routing: bool) -> Completed:
-        """The first success of this attempt and, if it is silent for ``after_s``, of a second one elsewhere.
-
-        The other is stopped and booked. Raises ProviderError when both have failed, or when one was refused for its
-        content, which ends the other too.
+        Raises ProviderError when all have failed, or when one was refused for its content, which ends the other too.
         """
-        work = attempt.work
+        work, attempt_id = attempt.work, attempt.opening.attempt_id
         work.raced_at = attempt.started
-        legs = [self._start(attempt, routing)]
-        timer = asyncio.ensure_future(self._clock.sleep(after_s))
-        second: _Attempt | None = None
+        first = self._start(attempt, routing)
+        self._waiting[attempt_id] = attempt
+        if work.hurried or attempt.decision.mode == "probe" or self._selector.settings.rescue:
+            self._set_alarm(attempt)
+        try:
+            await attempt.turn
+            if not first.done() and (second := await self._second(attempt)) is not None:
+                return await self._raced(attempt, first, second, routing)
+            return await first
+        except asyncio.CancelledError:
+            _cancel((first,))
+            await asyncio.wait((first,))  # until it is booked
+            raise
+        finally:
+            del self._waiting[attempt_id]
+            for alarm in attempt.alarms:
+                alarm.cancel()
+            work.race.clear()
+
+    def _set_alarm(self, attempt: _Attempt) -> None:
+        """Wake it when a second target is worth its money, if it will be."""
+        work, now = attempt.work, self._clock.monotonic()
+        after_s = self._selector.rescue_after(work.route, attempt.decision, now, wanted=work.hurried)
+        if after_s is None:
+            return
+        alarm = asyncio.ensure_future(self._clock.sleep(max(attempt.started + after_s - now, 0.0)))
+        alarm.add_done_callback(attempt.wake)
+        attempt.alarms.append(alarm)
+
+    async def _raced(
+        self, attempt: _Attempt, first: asyncio.Task[Completed], second: _Attempt, routing: bool
+    ) -> Completed:
+        """The first success of two attempts. The other is stopped and booked."""
+        work = attempt.work
+        legs = [first, self._start(second, routing)]
         failure: ProviderError | None = None
         won = False
         try:
-            await asyncio.wait((*legs, timer), return_when=asyncio.FIRST_COMPLETED)
-            if not legs[0].done() and (second := await self._second(attempt)) is not None:
-                legs.append(self._start(second, routing))
             pending = set(legs)
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -507,7 +537,7 @@ class Gateway:
                         continue
                     error = leg.exception()
                     if error is None:
-                        won = leg is not legs[0]
+                        won = leg is not first
                         return leg.result()
                     if not isinstance(error, ProviderError):
                         raise error
@@ -516,13 +546,10 @@ class Gateway:
             work.provider_s += self._clock.monotonic() - work.raced_at
             raise failure or asyncio.CancelledError
         finally:
-            timer.cancel()
             _cancel(legs)
-            work.race.clear()
-            if second is not None:
-                self._observer.rescue(
-                    second.offer.model.slug, attempt.offer.target.provider, second.offer.target.provider, won
-                )
+            self._observer.rescue(
+                second.offer.model.slug, attempt.offer.target.provider, second.offer.target.provider, won
+            )
 
     async def _second(self, first: _Attempt) -> _Attempt | None:
         """The rescue, opened; None if there is none to be had now."""
@@ -546,12 +573,16 @@ class Gateway:
             raise
 
     def _start(self, attempt: _Attempt, routing: bool) -> asyncio.Task[Completed]:
+        def ended(leg: asyncio.Task[Completed]) -> None:
+            leg.cancelled() or leg.exception()  # nobody need fetch how a loser ended
+            attempt.wake(leg)
+
         task = self._keep(self._leg(attempt, routing))
-        task.add_done_callback(lambda leg: leg.cancelled() or leg.exception())  # nobody need fetch how a loser ended
+        task.add_done_callback(ended)
         return task
 
     async def _leg(self, attempt: _Attempt, routing: bool) -> Completed:
-        """One attempt of a race. It can be called off from its first step on, so that it is always booked."""
+        """One attempt, in a task of its own. It can be called off from its first step on, so that it is booked."""
         work = attempt.work
         if work.over:  # while its row was being written; nothing has been sent
             work.running += 1
@@ -562,14 +593,6 @@ class Gateway:
         assert task is not None
         work.race.append(task)
         return await self._finish(attempt, routing)
-
-    async def _call_off(self, work: _Work) -> None:
-        """End the race: the attempts that still run are stopped, and booked when this returns."""
-        work.over = CALLED_OFF
-        others = [task for task in work.race if task is not asyncio.current_task() and not task.done()]
-        _cancel(others)
-        if others:
-            await asyncio.wait(others)
 
     async def _stop(self, attempt: _Attempt) -> None:
         """Tell the provider that jobs are no longer wanted, and settle by what it says became of them."""
@@ -599,7 +622,7 @@ class Gateway:
             if after_s is not None:
                 self._selector.on_progress(attempt.opening.attempt_id, phase, attempt.started + after_s)
         self._selector.on_end(attempt.opening.attempt_id, Outcome.success(duration_s, total), now)
-        work.provider_s += now - work.raced_at if work.race else duration_s
+        work.provider_s += now - work.raced_at
         role = attempt.opening.role
         work.attempts.append(booking.summary(offer, role, "success", duration_s, total, Billed.YES, attempt.reason))
         # Paid and booked: from here on a failure is ours, and never a reason to buy the picture again.
@@ -633,7 +656,7 @@ class Gateway:
         proved = nanos if billed is Billed.NO or usage is not None else None
         told = booking.outcome(error, proved, unwanted=work.over == LEFT)
         self._selector.on_end(attempt.opening.attempt_id, told, now)
-        if not work.race:
+        if len(work.race) < 2:
             work.provider_s += duration_s
         role = attempt.opening.role
         work.attempts.append(
@@ -813,6 +836,15 @@ class Gateway:
             for task in tuple(self._running):
                 task.cancel()
             await asyncio.wait(self._running, timeout=5.0)
+
+
+def _call_off(work: _Work) -> list[asyncio.Task[Any]]:
+    """End the race: what else still runs or is about to is stopped. It is booked when these tasks are done."""
+    work.over = work.over or CALLED_OFF
+    current = asyncio.current_task()
+    others = [task for task in work.race if task is not current and not task.done()]
+    _cancel(others)
+    return others
 
 
 def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

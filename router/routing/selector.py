@@ -33,7 +33,7 @@ SESSION_S = 900.0
 SESSIONS = 10_000
 SURE_IN_TIME = 3.0  # standard deviations between the median and the limit from which the limit does not matter
 BILL_SAMPLES = 2.0  # what the stated billing facts count as
-PROBE_STUCK = 0.5  # that a probe of a target that hung will hang as well
+SEEMS_STUCK = 0.5  # that a call at a target that is ejected as stuck never ends, whatever its own age
 RETRIES = 3.0  # of the same target that can be saved up
 BILL_UNKNOWN = "bill_unknown"  # why a target may not take a rescue
 
@@ -57,6 +57,7 @@ class Selector:
         self._flights: dict[str, Flight] = {}  # by attempt id
         self._retries: dict[str, tuple[float, float]] = {}  # by target: retries left, and when that was
         self._reserved: dict[str, tuple[str, int]] = {}  # by attempt id of a rescue: model, and nanos held for it
+        self._stuck: list[str] = []  # attempt ids of calls at targets that were just found stuck
 
     # -- choosing
 
@@ -144,6 +145,7 @@ class Selector:
                 arm.refresh(now)
                 if arm.silence > stuck and breaker.state == CLOSED:
                     breaker.eject(STUCK, now)
+                    self._stuck += self._running_at(target)
                     arm.seen, arm.last_fail_s = now, candidate.limit_s
                 if arm.pace.weight == 0.0:
                     arm.pace.suppose(fleet.peers_pace(operation, arm))
@@ -376,16 +378,17 @@ class Selector:
 
         None if it never is, if nothing stands behind the chosen target, if nobody knows what the loser would cost, if
         the budgets of rescues and of waste are spent, or if it is neither ``wanted`` for this request nor by
-        ``settings.rescue``. A probe of a target that hung is rescued in any case while the budgets last: to risk it was
-        the router's wish, not the client's.
+        ``settings.rescue``. A call at a target that is ejected as stuck is rescued in any case while the budgets last,
+        its probes among them: it would be repeated elsewhere once it is given up, only much later.
         """
         chosen = decision.chosen
         if chosen is None:
             return None
-        stuck = self._fleet.arm(decision.ask.operation, chosen.target, chosen.provider).stalls
-        if self._risked(decision):
-            stuck = PROBE_STUCK
-        elif not (wanted or self.settings.rescue):
+        if self._hangs(chosen.target):
+            stuck = SEEMS_STUCK
+        elif wanted or self.settings.rescue:
+            stuck = self._fleet.arm(decision.ask.operation, chosen.target, chosen.provider).stalls
+        else:
             return None
         unsure = self._unsure(request, decision)
         second = decision.second(unsure)
@@ -436,13 +439,23 @@ class Selector:
         self._reserved[attempt_id] = request.model, decision.chosen.price
         return decision
 
-    def _risked(self, decision: Decision) -> bool:
-        """Whether this is the probe of a target that hung."""
-        return decision.mode == "probe" and self._fleet.breakers[decision.target or ""].reason == STUCK
+    def stuck(self) -> Sequence[str]:
+        """Attempt ids of the calls that were running at targets found stuck since the last time this was asked. What a
+        second copy of each is worth now, ``rescue_after`` says."""
+        calls, self._stuck = self._stuck, []
+        return [attempt_id for attempt_id in calls if attempt_id in self._flights]
+
+    def _hangs(self, target: str) -> bool:
+        """Whether it is ejected as stuck: its calls most likely never end."""
+        breaker = self._fleet.breaker(target)
+        return breaker.reason == STUCK and breaker.state != CLOSED
+
+    def _running_at(self, target: str) -> list[str]:
+        return [attempt_id for attempt_id, flight in self._flights.items() if flight.arm.target == target]
 
     def _unsure(self, request: RouteRequest, first: Decision) -> frozenset[str]:
         """Targets that must have no part in a rescue: what the call that loses costs there, nobody knows."""
-        if self.settings.rescue_unknown_bills or self._risked(first):
+        if self.settings.rescue_unknown_bills or self._hangs(first.target or ""):
             return frozenset()
         return frozenset(candidate.target for candidate in request.candidates if not candidate.bills_known)
 
@@ -494,7 +507,11 @@ class Selector:
 
     def merge(self, delta: Mapping[str, Any], now: float) -> None:
         """Take in what another replica's ``delta`` said at ``now``. Its own comes back without effect."""
+        known = [target for target in delta["gates"] if self._hangs(target)]
         self._fleet.merge(delta, now)
+        for target in delta["gates"]:
+            if target not in known and self._hangs(target):
+                self._stuck += self._running_at(target)
 
 
 def _work(request: RouteRequest, candidate: Candidate | None) -> Work:

@@ -360,6 +360,66 @@ async def test_what_is_final_while_the_second_is_being_booked_keeps_it_from_leav
     assert stage.selector._budget("flux").reserved == 0
 
 
+# --- a target that turns out to hang ----------------------------------------------------------------------------
+
+
+async def hung(stage: Stage, calls: int, answer: Any = None) -> list[asyncio.Task[Any]]:
+    """So many requests of which fal answers none, found out by a further one that goes elsewhere."""
+    stage.wire.answers["fal"] = [answer or stage.hangs("fal")]
+    waiting = [asyncio.create_task(stage.run(ask())) for _ in range(calls)]
+    await stage.until(calls)
+    assert set(stage.wire.sent) == {"fal"}
+    stage.time.move(60.0)
+    assert stage.time.waits == []  # nobody wanted a second target
+    assert (await stage.run(ask())).executed_model == "gpu-fast/flux"
+    assert await stage.armed() == 0.0
+    return waiting
+
+
+async def test_calls_at_a_target_that_is_found_stuck_are_made_elsewhere_at_once(tmp_path: Path) -> None:
+    async with Stage(tmp_path, UNKNOWN) as stage:
+        waiting = await hung(stage, 3)
+        stage.time.move(0.0)
+        for completed in await asyncio.gather(*waiting):
+            assert completed.executed_model == "gpu-fast/flux"
+            told = [(attempt.role, attempt.outcome, attempt.billed) for attempt in completed.attempts]
+            assert told == [("first", "cancelled", "maybe"), ("rescue", "success", "yes")]
+            assert completed.provider_s == pytest.approx(60.0)
+        assert stage.hung == {"fal": 3}
+        rows = [(row.opening.role, row.state) for row in stage.rows()]
+        assert sorted(rows) == sorted([("first", "unknown")] * 3 + [("first", "settled")] + [("rescue", "settled")] * 3)
+        assert stage.watch.named("rescue") == [("flux", "fal", "gpu-fast", True)] * 3
+        assert stage.selector._budget("flux").reserved == 0
+
+
+async def test_one_that_answers_after_all_wins_if_it_is_first(stage: Stage) -> None:
+    going = asyncio.Event()
+
+    async def slow(on_job: Any, on_partial: Any) -> ImageResult:
+        await going.wait()
+        return made((1024, 1024))
+
+    stage.wire.answers["gpu-fast"] = [made((1024, 1024)), stage.hangs("gpu-fast")]
+    (waiting,) = await hung(stage, 1, slow)
+    stage.time.move(0.0)
+    await stage.until(3)
+    going.set()
+    assert (await waiting).executed_model == "fal/flux"
+    assert stage.hung == {"gpu-fast": 1}
+
+
+async def test_what_hangs_beyond_the_budget_waits_for_its_own_limit(stage: Stage) -> None:
+    waiting = await hung(stage, 7)
+    stage.time.move(0.0)
+    for rescued in itertools.islice(asyncio.as_completed(waiting, timeout=5), 4):  # waste_floor_calls
+        await rescued
+    await asyncio.sleep(0.01)
+    assert sum(task.done() for task in waiting) == 4
+    await stage.gateway.close(0.0)
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [row.state for row in stage.rows()].count("unknown") == 7
+
+
 # --- when there is none -----------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -40,6 +41,9 @@ class Policy(Protocol):
 
     def rescue_s(self, request: Request) -> float | None:
         """Seconds after which a second provider is asked beside the one just chosen; None: never."""
+
+    def stuck(self, now: float) -> Sequence[tuple[int, Request, float]]:
+        """Attempts that turn out to need one after all, with their requests, and when."""
 
 
 @dataclass(slots=True)
@@ -135,6 +139,8 @@ class Engine:
     def _attempt(self, request: Request, now: float) -> None:
         world, policy, run = self._world, self._policy, self._run
         index, wait = policy.choose(request, now)
+        for attempt, stuck, at in policy.stuck(now):
+            heapq.heappush(self._events, (at, attempt, "rescue", stuck, -1, None))
         counts = request.at >= WARM_UP_S
         if index is None:
             if request.running:

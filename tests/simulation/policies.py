@@ -19,6 +19,16 @@ from tests.simulation.engine import MAYBE_BILLED, End, Policy, World
 from tests.simulation.world import ATTEMPT_LIMIT_S, Request
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A call, as the selector knows it."""
+
+    id: str
+    request: Request
+    decision: Decision
+    since: float
+
+
 class SelectorPolicy:
     """The router's policy code itself, driven as the gateway drives it."""
 
@@ -37,6 +47,7 @@ class SelectorPolicy:
         self.preferences = Preferences(sort=preset)
         self.mode = ""
         self._decision: Decision | None = None
+        self._running: dict[int, _Running] = {}  # by attempt
         self._names = [f"{provider.name}/m" for provider in world.scenario.providers]
         self._index = {name: i for i, name in enumerate(self._names)}
 
@@ -61,21 +72,47 @@ class SelectorPolicy:
 
     def choose(self, request: Request, now: float) -> tuple[int | None, float | None]:
         tried = [self._names[i] for i in request.tried]
+        if request.running:
+            return self._rescue(request, now, tried), None
         decision = self._decision = self.selector.choose(self._request(request), now, tried)
         self.mode = decision.mode
         if decision.target is None:
             return None, decision.retry_after_s
         return self._index[decision.target], None
 
+    def _rescue(self, request: Request, now: float, tried: list[str]) -> int | None:
+        """Where the second copy of a silent call goes."""
+        (silent,) = request.running
+        first = self._running[silent].decision
+        own = f"{request.id}.{len(tried) + 1}"
+        decision = self.selector.rescue(self._request(request), first, now, tried, now - request.at, own)
+        if decision is None:
+            return None
+        self._decision, self.mode = decision, decision.mode
+        assert decision.target is not None
+        return self._index[decision.target]
+
     def started(self, attempt: int, provider: int, request: Request, now: float) -> None:
-        self.selector.on_start(self._names[provider], self._request(request), now, str(attempt))
+        assert self._decision is not None
+        call = self._running[attempt] = _Running(f"{request.id}.{len(request.tried)}", request, self._decision, now)
+        self.selector.on_start(self._names[provider], self._request(request), now, call.id)
 
     def ended(self, attempt: int, provider: int, request: Request, end: End, now: float) -> None:
-        self.selector.on_end(str(attempt), to_outcome(end), now)
+        self.selector.on_end(self._running.pop(attempt).id, to_outcome(end), now)
 
     def rescue_s(self, request: Request) -> float | None:
         assert self._decision is not None
         return self.selector.rescue_after(self._request(request), self._decision, self.world.now)
+
+    def stuck(self, now: float) -> list[tuple[int, Request, float]]:
+        stuck = self.selector.stuck()
+        calls = []
+        for attempt, call in self._running.items() if stuck else ():
+            if call.id in stuck:
+                after_s = self.selector.rescue_after(self._request(call.request), call.decision, now)
+                if after_s is not None:
+                    calls.append((attempt, call.request, max(now, call.since + after_s)))
+        return calls
 
 
 class ReplicasPolicy:
@@ -111,7 +148,10 @@ class ReplicasPolicy:
         self._of(request, now).ended(attempt, provider, request, end, now)
 
     def rescue_s(self, request: Request) -> float | None:
-        return None
+        return self._all[request.id % len(self._all)].rescue_s(request)
+
+    def stuck(self, now: float) -> list[tuple[int, Request, float]]:
+        return [call for policy in self._all for call in policy.stuck(now)]
 
 
 def to_outcome(end: End) -> Outcome:
@@ -174,6 +214,9 @@ class _Shared:
 
     def rescue_s(self, request: Request) -> float | None:
         return None
+
+    def stuck(self, now: float) -> list[tuple[int, Request, float]]:
+        return []
 
 
 class RoundRobin(_Shared):

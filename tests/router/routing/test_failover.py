@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from router.errors import CONSEQUENCES, Billed, ErrorKind
-from router.routing import Candidate, Outcome, Prior, RouteRequest, RoutingSettings, Selector
+from router.routing import Candidate, Decision, Outcome, Prior, RouteRequest, RoutingSettings, Selector
 from router.routing.failover import BACKOFF_CAP_S, RULES, backoff_s, next_step, rescue_delay
 from router.types import Preferences
 
@@ -230,6 +230,48 @@ def test_rescues_are_not_saved_up_for_longer_than_an_hour():
     machine.choose(request, 86_400.0)
     machine._budget("m").affords_rescue(0, 86_400.0)
     assert machine._budget("m").rescues == 4.0
+
+
+def silent(machine: Selector, request: RouteRequest) -> Decision:
+    """Three calls at a/m that never end; the choice that two of them rest on."""
+    edit = replace(request, operation="edit")
+    for number, asked in enumerate((request, request, edit)):
+        first = machine.choose(request, 0.0)
+        assert first.target == "a/m"
+        machine.on_start("a/m", asked, 0.0, f"call-{number}")
+    assert machine.stuck() == []
+    return first
+
+
+def test_calls_at_a_target_found_stuck_are_named_once_whatever_they_do_and_cost():
+    machine, request = racing((NOBODY_KNOWS, NOBODY_KNOWS, NOBODY_KNOWS))
+    first = silent(machine, request)
+    machine.on_end("call-1", Outcome.refused(), 1.0)
+    assert machine.rescue_after(request, first, 20.0) is None
+    assert machine.choose(request, 20.0).target == "b/m"
+    assert machine.stuck() == ["call-0", "call-2"]
+    assert machine.stuck() == []
+    due_s = machine.rescue_after(request, first, 20.0)
+    assert due_s is not None
+    assert due_s < 20.0  # at once
+    copy = machine.rescue(request, first, 20.0, ("a/m",), 20.0, "copy")
+    assert copy is not None
+    assert copy.target == "b/m"
+    machine.on_end("call-0", Outcome.success(), 21.0)  # it lives
+    assert machine.rescue_after(request, first, 21.0) is None
+
+
+def test_what_another_router_found_stuck_is_so_here():
+    machine, request = racing()
+    other, _ = racing()
+    for each in (machine, other):
+        silent(each, request)
+    other.choose(request, 20.0)
+    told = other.delta(20.0)
+    machine.merge(told | {"replica": "other"}, 20.0)
+    assert machine.stuck() == ["call-0", "call-1", "call-2"]
+    machine.merge(told | {"replica": "other"}, 21.0)
+    assert machine.stuck() == []
 
 
 def test_a_target_in_trouble_is_no_rescue():
