@@ -76,6 +76,7 @@ class _Work:
     booking: int = 0  # attempts that have ended and are being written down
     race: list[asyncio.Task[Any]] = field(default_factory=list)  # attempts under way, two at most
     raced_at: float = 0.0  # when the first of them began
+    ended_at: float = 0.0  # when the latest failure came
     over: str | None = None  # why attempts that still run are called off: the race has its winner, or the client left
     shown: bool = False  # the client has seen a partial picture
     tried: list[str] = field(default_factory=list)
@@ -151,6 +152,7 @@ class Gateway:
         self._works: dict[str, _Work] = {}  # by request id
         self._waiting: dict[str, _Attempt] = {}  # by attempt id: those that may yet want a second target
         self._running: set[asyncio.Task[Any]] = set()
+        self._legs: set[asyncio.Task[Any]] = set()  # attempts; stopped by who waits for them, never before they began
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
 
     # --- the catalogue, for the API --------------------------------------------------------------------------
@@ -500,6 +502,9 @@ class Gateway:
             if not first.done() and (second := await self._second(attempt)) is not None:
                 return await self._raced(attempt, first, second, routing)
             return await first
+        except ProviderError:
+            work.provider_s += work.ended_at - work.raced_at
+            raise
         except asyncio.CancelledError:
             _cancel((first,))
             await asyncio.wait((first,))  # until it is booked
@@ -543,7 +548,6 @@ class Gateway:
                         raise error
                     if error.kind is not ErrorKind.CANCELLED:
                         failure = error
-            work.provider_s += self._clock.monotonic() - work.raced_at
             raise failure or asyncio.CancelledError
         finally:
             _cancel(legs)
@@ -574,10 +578,12 @@ class Gateway:
 
     def _start(self, attempt: _Attempt, routing: bool) -> asyncio.Task[Completed]:
         def ended(leg: asyncio.Task[Completed]) -> None:
+            self._legs.discard(leg)
             leg.cancelled() or leg.exception()  # nobody need fetch how a loser ended
             attempt.wake(leg)
 
-        task = self._keep(self._leg(attempt, routing))
+        task = asyncio.ensure_future(self._leg(attempt, routing))
+        self._legs.add(task)
         task.add_done_callback(ended)
         return task
 
@@ -656,8 +662,7 @@ class Gateway:
         proved = nanos if billed is Billed.NO or usage is not None else None
         told = booking.outcome(error, proved, unwanted=work.over == LEFT)
         self._selector.on_end(attempt.opening.attempt_id, told, now)
-        if len(work.race) < 2:
-            work.provider_s += duration_s
+        work.ended_at = now
         role = attempt.opening.role
         work.attempts.append(
             booking.summary(offer, role, outcome, duration_s, nanos, billed, attempt.reason, error.message)
@@ -832,10 +837,10 @@ class Gateway:
             task.cancel()
         if self._beside:
             await asyncio.wait(self._beside, timeout=5.0)
-        while self._running:
+        while self._running or self._legs:
             for task in tuple(self._running):
                 task.cancel()
-            await asyncio.wait(self._running, timeout=5.0)
+            await asyncio.wait(self._running | self._legs, timeout=5.0)
 
 
 def _call_off(work: _Work) -> list[asyncio.Task[Any]]:
