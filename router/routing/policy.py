@@ -206,10 +206,15 @@ def _trouble_over(row: Row, ask: Ask, best: float) -> float:
     """Nanos lost by now by not looking whether a target that failed is itself again.
 
     It came back at some moment since it was last heard of, on average half-way: t x t / 2 over the usual time. How
-    quick it is then may be known badly, as of one that hung from its first call on: so the saving is an option's.
+    quick it is then may be known badly, as of one that hung from its first call on: so the saving is an option's. It
+    has its own pace then, or the other one that it had before it failed.
     """
-    strike, waiting = _strike(row, ask, best), ask.value_of_time * row.well_s
-    saves = _put(strike, waiting, row.sd) if strike > 0.0 and waiting > 0.0 else max(strike, 0.0)
+    strike, lam = _strike(row, ask, best), ask.value_of_time
+    if strike <= 0.0:
+        return 0.0
+    saves = _put(strike, lam * row.well_s, row.sd) if lam > 0.0 else strike
+    if row.off > 0.0 and lam > 0.0:
+        saves = max(saves, row.off * _put(strike, lam * _off_s(row), row.off_sd))
     return ask.rate * saves * row.unseen_s * row.unseen_s * 0.5 / ask.recover_every_s
 
 
@@ -240,8 +245,13 @@ def _better(row: Row, ask: Ask, best: float, enough: float) -> float:
     if requests * (saves + changed * strike) <= enough:
         return 0.0
     if off > 0.0:
-        saves += changed * _put(strike, lam * (well_s + (row.mean_s - well_s) / off), row.off_sd)
+        saves += changed * _put(strike, lam * _off_s(row), row.off_sd)
     return requests * saves
+
+
+def _off_s(row: Row) -> float:
+    """Expected seconds of a success while it is slower or faster than it usually is."""
+    return row.well_s + (row.mean_s - row.well_s) / row.off
 
 
 def _put(strike: float, waiting: float, sd: float) -> float:

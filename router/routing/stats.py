@@ -40,6 +40,7 @@ HASTE_S = 2e-4  # ... and after an answer for this long per running call: each i
 DRIFT = 0.003 / 3600.0  # variance that a target's own pace gains in a second
 PEERS_SPREAD = 0.6  # log-seconds by which targets of one model differ
 GLITCH, GLITCH_SIZE = 0.01, 2.0  # share of answers that are accidents and say nothing, and how far off they are
+LASTING, LASTS = 2.0, 0.9  # what lasts for so many usual troubles, so surely, is none
 OFF_SAMPLES = 30.0  # the pace of a target that is off is known no better than from so many
 SURE = 1.0 - 1e-6  # more than that nothing is
 STEPS = 10  # in which the samples of another replica are learnt
@@ -89,6 +90,7 @@ class Pace:
     __slots__ = (
         "_base",
         "_base_v",
+        "_lasted",
         "_off_m",
         "_off_p",
         "_off_v",
@@ -126,6 +128,7 @@ class Pace:
         self.mu, self._v = m, v  # itself: mean and variance of the pace
         self._base, self._base_v = m, v  # the same, for what it will be again if it is off now
         self._off_p = 0.0  # probability that it is off
+        self._lasted = 0.0  # seconds for which it has been, if it is
         self._off_m, self._off_v = m, v + self._settings.change_size**2  # the pace if it is
 
     def suppose(self, m: float) -> None:
@@ -149,11 +152,17 @@ class Pace:
         self._off_p = off = was * passing.stays + (1.0 - was) * passing.goes
         fresh = 1.0 - was * passing.lasts / off if off > 0.0 else 0.0
         comes = was * (1.0 - passing.stays) / (1.0 - off)
+        self._lasted = (1.0 - fresh) * (self._lasted + dt)
         mu, v, base, base_v = self.mu, self._v, self._base, self._base_v
         self._off_m, self._off_v = _mix(self._off_m, self._off_v, mu, v + self._settings.change_size**2, fresh)
         self._base, self._base_v = _mix(base, base_v, mu, v, fresh)
         self.mu, v = _mix(mu, v, base, base_v, comes)
         self._v = v + DRIFT * dt
+        if self._lasted > LASTING * self._settings.recover_every_s and self._off_p > LASTS:
+            # No trouble lasts so long: this is what it is now, and what it was before is what it may be off to.
+            self.mu, self._v, self._off_m, self._off_v = self._off_m, self._off_v, self.mu, self._v
+            self._base, self._base_v = self.mu, self._v
+            self._off_p, self._lasted = 1.0 - self._off_p, 0.0
 
     def estimate(self, running: Sequence[tuple[float, float]]) -> None:
         """Bring the estimate up to date. ``running`` are the log-seconds, less their work, that calls have lasted until

@@ -51,6 +51,17 @@ def test_one_answer_far_off_changes_next_to_nothing_and_several_everything():
     assert target.pace.mean_s == pytest.approx(12.2, rel=0.3)
 
 
+def test_what_lasts_is_no_trouble_and_what_was_before_is_not_forgotten():
+    target = arm()
+    now = served(target, 6.0, 0.0)
+    now = served(target, 1.2, now, 90)
+    assert target.pace.off < 0.1
+    target.refresh(now + 3600.0)  # nothing was heard of it for an hour
+    assert target.pace.mean_s < 2.0
+    served(target, 6.0, now + 3600.0, 3)
+    assert target.pace.mean_s == pytest.approx(6.1, rel=0.3)
+
+
 def test_a_trouble_does_not_become_what_is_normal():
     target = arm()
     now = served(target, 3.0, 0.0)
@@ -174,3 +185,30 @@ def test_however_many_calls_run_there_is_an_estimate(took: float, age: float):
                 assert 0.0 <= target.pace.off <= 1.0
                 assert 0.0 <= target.reliability.ill <= 1.0
                 assert 0.0 < target.pace.mean_s < math.inf
+
+
+def test_one_that_had_become_better_before_it_failed_is_asked_again_for_that():
+    """It is worth a probe for what it was last, not only for what it usually is."""
+    candidates = (Candidate("a/m", "a", 8_000_000, 8_000_000), Candidate("b/m", "b", 8_000_000, 8_000_000))
+    selector = Selector(priors={"a/m": Prior(6.0, 9.0, 0.99, 50), "b/m": Prior(3.0, 4.5, 0.99, 50)})
+    request = RouteRequest("m", "generate", candidates)
+    now = 0.0
+
+    def serve(target: str, outcome: Outcome, seconds: float) -> None:
+        selector.on_start(target, request, now, str(now))
+        selector.on_end(str(now), outcome, now + seconds)
+
+    for _ in range(40):
+        serve("a/m", Outcome.success(), 1.2)
+        now += 5.0
+    for _ in range(3):
+        serve("a/m", Outcome.failure(billed=False), 0.5)
+        now += 1.0
+    since = now
+    decision = selector.choose(request, now)
+    assert decision.target == "b/m"
+    while (decision := selector.choose(request, now)).mode != "probe":
+        serve("b/m", Outcome.success(), 3.0)
+        now += 5.0
+        assert now - since < 300.0
+    assert decision.target == "a/m"
