@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNSENT = CONSEQUENCES[ErrorKind.NOT_SENT].outcome
+WATCH_S = 1.0  # so often running attempts are looked at
 CANCEL_S = 10.0  # for telling a provider that a job is no longer wanted
 CALLED_OFF = "The answer of another target was final, so this attempt was called off."
 LEFT = "The client left, and wanted no work to go on without it."
@@ -151,6 +152,7 @@ class Gateway:
         self._on_disconnect = on_disconnect
         self._works: dict[str, _Work] = {}  # by request id
         self._waiting: dict[str, _Attempt] = {}  # by attempt id: those that may yet want a second target
+        self._watch: asyncio.TimerHandle | None = None  # runs while attempts do
         self._running: set[asyncio.Task[Any]] = set()
         self._legs: set[asyncio.Task[Any]] = set()  # attempts; stopped by who waits for them, never before they began
         self._beside: set[asyncio.Task[Any]] = set()  # nobody waits for these, and a restart would do them again
@@ -309,9 +311,6 @@ class Gateway:
         decision = self._within_budget(work.caller, work.route, now, tuple(work.tried), now - work.started)
         if decision.target is not None:
             self._decided(work, decision, decision.target)
-        for attempt_id in self._selector.stuck():  # found so by this very choice
-            if (attempt := self._waiting.get(attempt_id)) is not None:
-                self._set_alarm(attempt)
         return decision
 
     def _within_budget(
@@ -495,6 +494,8 @@ class Gateway:
         work.raced_at = attempt.started
         first = self._start(attempt, routing)
         self._waiting[attempt_id] = attempt
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._look)
         if work.hurried or attempt.decision.mode == "probe" or self._selector.settings.rescue:
             self._set_alarm(attempt)
         try:
@@ -515,6 +516,13 @@ class Gateway:
                 alarm.cancel()
             work.race.clear()
 
+    def _look(self) -> None:
+        """While attempts run: whether a target has stopped answering."""
+        for attempt_id in self._selector.stuck(self._clock.monotonic()):
+            if (attempt := self._waiting.get(attempt_id)) is not None:
+                self._set_alarm(attempt)
+        self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._look) if self._waiting else None
+
     def _set_alarm(self, attempt: _Attempt) -> None:
         """Wake it when a second target is worth its money, if it will be."""
         work, now = attempt.work, self._clock.monotonic()
@@ -529,7 +537,6 @@ class Gateway:
         self, attempt: _Attempt, first: asyncio.Task[Completed], second: _Attempt, routing: bool
     ) -> Completed:
         """The first success of two attempts. The other is stopped and booked."""
-        work = attempt.work
         legs = [first, self._start(second, routing)]
         failure: ProviderError | None = None
         won = False

@@ -9,6 +9,8 @@ from enum import StrEnum
 from router.records import record
 from router.types import NO_PREFERENCES, Preferences
 
+LIMIT_S = 120.0
+
 
 @record
 class Candidate:
@@ -29,7 +31,7 @@ class Candidate:
     tags: tuple[str, ...] = ()  # data regions, licences: `region:eu`, `non-commercial`
     limits: tuple[Preferences, ...] = ()  # constraints that hold beside the request's: its model's, the client key's
     failure_bills: float = 0.5  # probability that a failed attempt is billed, from the provider's billing facts
-    limit_s: float = 120.0  # an attempt is given up after this long
+    limit_s: float = LIMIT_S  # an attempt is given up after this long
 
     @property
     def bills_known(self) -> bool:

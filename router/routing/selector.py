@@ -23,9 +23,9 @@ from router.routing.decision import Decision
 from router.routing.failover import Next, next_step, rescue_delay
 from router.routing.fleet import Fleet
 from router.routing.policy import BY_SHARE, Ask, Row, normal_cdf, pick
-from router.routing.request import Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
+from router.routing.request import LIMIT_S, Candidate, Infeasible, Outcome, Result, RouteRequest, Sample
 from router.routing.settings import Prior, RoutingSettings
-from router.routing.stats import FAIL_SAMPLES, Flight
+from router.routing.stats import FAIL_SAMPLES, Arm, Flight
 from router.routing.work import SizeLaw, Work
 
 NANOS = 1e9
@@ -144,9 +144,7 @@ class Selector:
             if now >= arm.fresh_until:
                 arm.refresh(now)
                 if arm.silence > stuck and breaker.state == CLOSED:
-                    breaker.eject(STUCK, now)
-                    self._stuck += self._running_at(target)
-                    arm.seen, arm.last_fail_s = now, candidate.limit_s
+                    self._eject_stuck(arm, now)
                 if arm.pace.weight == 0.0:
                     arm.pace.suppose(fleet.peers_pace(operation, arm))
             pace = arm.pace
@@ -250,15 +248,16 @@ class Selector:
     def on_start(self, target: str, request: RouteRequest, now: float, attempt_id: str) -> None:
         """An attempt leaves for ``target``."""
         fleet = self._fleet
-        provider, price, work = target.partition("/")[0], 0, _work(request, None)
+        provider, price, work, limit_s = target.partition("/")[0], 0, _work(request, None), LIMIT_S
         for candidate in request.candidates:
             if candidate.target == target:
                 provider, price, work = candidate.provider, candidate.price_nanos, _work(request, candidate)
+                limit_s = candidate.limit_s
                 break
         arm = fleet.arm(request.operation, target, provider)
         if arm.pace.weight == 0.0:
             arm.pace.adopt(fleet.peers_pace(request.operation, arm))
-        flight = Flight(arm, now, work, price, request.model)
+        flight = Flight(arm, now, work, price, request.model, limit_s)
         fleet.started(flight, attempt_id)
         self._flights[attempt_id] = flight
 
@@ -439,9 +438,17 @@ class Selector:
         self._reserved[attempt_id] = request.model, decision.chosen.price
         return decision
 
-    def stuck(self) -> Sequence[str]:
-        """Attempt ids of the calls that were running at targets found stuck since the last time this was asked. What a
-        second copy of each is worth now, ``rescue_after`` says."""
+    def stuck(self, now: float) -> Sequence[str]:
+        """Attempt ids of the calls that run at targets found stuck, each once.
+
+        Found so now, by a choice, or by another replica since this was last asked. What a second copy of a call is
+        worth, ``rescue_after`` says.
+        """
+        for _, arm in self._fleet.every():
+            if arm.flights and arm.breaker.state == CLOSED:
+                arm.refresh(now)
+                if arm.silence > self.settings.stuck:
+                    self._eject_stuck(arm, now)
         calls, self._stuck = self._stuck, []
         return [attempt_id for attempt_id in calls if attempt_id in self._flights]
 
@@ -449,6 +456,11 @@ class Selector:
         """Whether it is ejected as stuck: its calls most likely never end."""
         breaker = self._fleet.breaker(target)
         return breaker.reason == STUCK and breaker.state != CLOSED
+
+    def _eject_stuck(self, arm: Arm, now: float) -> None:
+        arm.breaker.eject(STUCK, now)
+        arm.seen, arm.last_fail_s = now, max(flight.limit_s for flight in arm.flights.values())
+        self._stuck += self._running_at(arm.target)
 
     def _running_at(self, target: str) -> list[str]:
         return [attempt_id for attempt_id, flight in self._flights.items() if flight.arm.target == target]

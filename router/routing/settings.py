@@ -67,7 +67,7 @@ class RoutingSettings:
     open_s: float = 5.0  # first pause; doubles, half-to-full jitter
     open_cap_s: float = 150.0
     probe_every_s: float = 1800.0  # an ejected target that could matter is probed at least this often
-    stuck: float = 6.0  # ejected when the running calls would last so long only once in e^6 times
+    stuck: float = 7.0  # ejected when the running calls would last so long only once in e^7 times
     blocked_s: float = 300.0  # pause after a refused credential or an empty account
     retry_after_cap_s: float = 120.0
     cap_backoff: float = 0.7  # of the calls in flight when one more was refused

@@ -169,7 +169,7 @@ class Pace:
         now, and until the latest answer."""
         mu, v, m, w, p = self.mu, self._v, self._off_m, self._off_v, self._off_p
         var = self.var
-        self.quiet, self.quiet_sigma = (mu, self.sigma) if p < 0.5 else (m, math.sqrt(var + w))
+        self.quiet, self.quiet_sigma = (mu, math.sqrt(var + v)) if p < 0.5 else (m, math.sqrt(var + w))
         if running:
             said_well, mu, v = self._lasting(running, mu, v)
             said_off, m, w = self._lasting(running, m, w)
@@ -264,10 +264,6 @@ class Pace:
         self.mu += weight * (mu - self.mu) * (1.0 - self._off_p)
         self._off_m += weight * (m - self._off_m)
 
-    def forget(self, keep: float) -> None:
-        """Something is over: what is known of it counts for this share."""
-        self._off_p *= keep
-
 
 def _odds(log_odds: float) -> float:
     """Hundreds of calls together can say more than a number holds; nothing is surer than this."""
@@ -339,21 +335,23 @@ class Reliability:
             self.well_p = min(max(self.well_p, 0.02), 0.999)
 
     def forget(self, keep: float) -> None:
+        """Something is over: what is known of it counts for this share."""
         self._ill *= keep
 
 
 class Flight:
     """A call that is running."""
 
-    __slots__ = ("arm", "busy", "load", "model", "price", "probe", "start", "work")
+    __slots__ = ("arm", "busy", "limit_s", "load", "model", "price", "probe", "start", "work")
 
-    def __init__(self, arm: Arm, start: float, work: Work, price: int, model: str) -> None:
+    def __init__(self, arm: Arm, start: float, work: Work, price: int, model: str, limit_s: float) -> None:
         self.arm = arm
         self.start = start
         self.work = work
         self.load = arm.law.load(work)
         self.price = price  # nanos
         self.model = model
+        self.limit_s = limit_s  # it is given up after this long
         self.probe = False
         self.busy = 1  # calls that its target had when it left, with this one
 
@@ -514,8 +512,7 @@ class Arm:
         return stuck
 
     def recovered(self, keep: float) -> None:
-        """It is back: what was seen while it was not says little about what comes next."""
-        self.pace.forget(keep)
+        """It is back: how often it failed while it was not says little about what comes next."""
         self.reliability.forget(keep)
         self.failures *= keep
         self.fail_shares *= keep

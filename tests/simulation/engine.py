@@ -15,6 +15,7 @@ PATIENCE = 3  # times a request waits for a closed pool to open
 LOST = 0.05  # dollars that a lost request costs
 MAYBE_BILLED = 0.5  # share of calls without an answer that are billed all the same
 LOOKS = ("explore", "probe")
+WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,16 @@ class Engine:
         self._events: list[tuple[float, int, str, Request, int, End | None]] = []
         self._serial = 0
         self._run = Run()
+        self._next_watch = math.inf
 
     def run(self, arrivals: list[Request]) -> Run:
         self._events = [(request.at, i, "arrive", request, -1, None) for i, request in enumerate(arrivals)]
         self._serial = len(arrivals)
         heapq.heapify(self._events)
         while self._events:
+            if self._next_watch <= self._events[0][0]:
+                self._watch()
+                continue
             now, number, what, request, index, end = heapq.heappop(self._events)
             self._world.now = now
             if what == "arrive":
@@ -136,11 +141,16 @@ class Engine:
                 self._ended(request, number, index, end, now)
         return self._run
 
+    def _watch(self) -> None:
+        """Have the policy look at what is running, every second while something is."""
+        now = self._world.now = self._next_watch
+        for attempt, request, at in self._policy.stuck(now):
+            heapq.heappush(self._events, (at, attempt, "rescue", request, -1, None))
+        self._next_watch = now + WATCH_S if any(self._world.in_flight) else math.inf
+
     def _attempt(self, request: Request, now: float) -> None:
         world, policy, run = self._world, self._policy, self._run
         index, wait = policy.choose(request, now)
-        for attempt, stuck, at in policy.stuck(now):
-            heapq.heappush(self._events, (at, attempt, "rescue", stuck, -1, None))
         counts = request.at >= WARM_UP_S
         if index is None:
             if request.running:
@@ -164,6 +174,7 @@ class Engine:
         rescue = policy.rescue_s(request) if len(request.tried) < ATTEMPTS - 1 else None
         request.tried.append(index)
         world.in_flight[index] += 1
+        self._next_watch = min(self._next_watch, now + WATCH_S)
         number = self._push(now + end.seconds, "end", request, index, end)
         request.running[number] = index, end
         policy.started(number, index, request, now)

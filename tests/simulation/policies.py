@@ -105,7 +105,7 @@ class SelectorPolicy:
         return self.selector.rescue_after(self._request(request), self._decision, self.world.now)
 
     def stuck(self, now: float) -> list[tuple[int, Request, float]]:
-        stuck = self.selector.stuck()
+        stuck = self.selector.stuck(now)
         calls = []
         for attempt, call in self._running.items() if stuck else ():
             if call.id in stuck:

@@ -239,7 +239,7 @@ def silent(machine: Selector, request: RouteRequest) -> Decision:
         first = machine.choose(request, 0.0)
         assert first.target == "a/m"
         machine.on_start("a/m", asked, 0.0, f"call-{number}")
-    assert machine.stuck() == []
+    assert machine.stuck(1.0) == []
     return first
 
 
@@ -249,8 +249,8 @@ def test_calls_at_a_target_found_stuck_are_named_once_whatever_they_do_and_cost(
     machine.on_end("call-1", Outcome.refused(), 1.0)
     assert machine.rescue_after(request, first, 20.0) is None
     assert machine.choose(request, 20.0).target == "b/m"
-    assert machine.stuck() == ["call-0", "call-2"]
-    assert machine.stuck() == []
+    assert machine.stuck(20.0) == ["call-0", "call-2"]
+    assert machine.stuck(21.0) == []
     due_s = machine.rescue_after(request, first, 20.0)
     assert due_s is not None
     assert due_s < 20.0  # at once
@@ -269,9 +269,19 @@ def test_what_another_router_found_stuck_is_so_here():
     other.choose(request, 20.0)
     told = other.delta(20.0)
     machine.merge(told | {"replica": "other"}, 20.0)
-    assert machine.stuck() == ["call-0", "call-1", "call-2"]
+    assert machine.stuck(0.0) == ["call-0", "call-1", "call-2"]
     machine.merge(told | {"replica": "other"}, 21.0)
-    assert machine.stuck() == []
+    assert machine.stuck(21.0) == []
+
+
+def test_a_lone_call_is_found_stuck_without_a_further_request():
+    machine, request = racing()
+    first = machine.choose(request, 0.0)
+    machine.on_start("a/m", request, 0.0, "alone")
+    assert machine.stuck(6.0) == []  # its p95
+    assert machine.rescue_after(request, first, 6.0) is None
+    assert machine.stuck(60.0) == ["alone"]
+    assert machine.rescue_after(request, first, 60.0) is not None
 
 
 def test_a_target_in_trouble_is_no_rescue():

@@ -145,7 +145,7 @@ def test_a_target_nobody_has_used_is_tried_beside_one_that_never_fails():
 
 def running(target: Arm, ages: list[float], now: float) -> None:
     for number, age in enumerate(ages):
-        target.flights[f"f{number}"] = Flight(target, now - age, ONE, 0, "m")
+        target.flights[f"f{number}"] = Flight(target, now - age, ONE, 0, "m", 120.0)
 
 
 def test_late_calls_say_nothing_while_answers_come_as_usual():
