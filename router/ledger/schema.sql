@@ -53,7 +53,10 @@ CREATE INDEX job_attempt ON job (attempt);
 CREATE TABLE entry (
   seq                 INTEGER PRIMARY KEY,
   attempt             INTEGER NOT NULL REFERENCES attempt (seq),
-  kind                TEXT NOT NULL CHECK (kind IN ('settled', 'void', 'unknown', 'released', 'adjusted')),
+  -- One by one: for a list of five, SQLite makes and drops a temporary table at every insert.
+  kind                TEXT NOT NULL CHECK (
+    kind = 'settled' OR kind = 'void' OR kind = 'unknown' OR kind = 'released' OR kind = 'adjusted'
+  ),
   recorded_at         TEXT NOT NULL,
   amount_nanos        INTEGER NOT NULL,
   list_nanos          INTEGER NOT NULL,
