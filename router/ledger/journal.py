@@ -18,6 +18,7 @@ import apsw
 from router.ledger import rows
 from router.ledger.database import LedgerRefused, connect_writer
 from router.ledger.entry import Adjustment, JobNote, Opening, Settlement, State
+from router.records import record
 
 Record = Opening | JobNote | Settlement | Adjustment
 Outcome = LedgerRefused | None
@@ -25,7 +26,7 @@ Outcome = LedgerRefused | None
 CHECKPOINT_PAGES = 4096  # of the WAL, 16 MB: rare enough that few commits wait behind one, small enough to recover fast
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Standing:
     """Where an attempt stands: its row, its state, the amount held or booked for it."""
 
@@ -42,7 +43,7 @@ class _Draft:
     seq: int
     hash: bytes
     standings: dict[str, Standing] = field(default_factory=dict)
-    rows: dict[str, list[rows.Row]] = field(default_factory=lambda: {table: [] for table in rows.TABLES})
+    rows: dict[str, list[rows.Row]] = field(default_factory=dict)  # by table
 
 
 class Journal:
@@ -50,6 +51,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._db = connect_writer(path)
+        self._cursor = self._db.cursor()
         self._seq, self._hash = self._head()
         self._live = self._load()
         self.open_attempts = sum(standing.state is State.OPEN for standing in self._live.values())
@@ -132,11 +134,11 @@ class Journal:
         return None
 
     def _insert(self, draft: _Draft) -> None:
-        for table, made in draft.rows.items():
-            at = 0
+        for table in rows.TABLES:  # attempts first: other rows refer to them
+            made, at = draft.rows.get(table, ()), 0
             while at < len(made):
                 count = min(_MOST_TOGETHER, 1 << (len(made) - at).bit_length() - 1)
-                self._db.execute(_insert(table, count), tuple(chain.from_iterable(made[at : at + count])))
+                self._cursor.execute(_insert(table, count), tuple(chain.from_iterable(made[at : at + count])))
                 at += count
 
     def _adopt(self, draft: _Draft) -> None:
@@ -196,12 +198,11 @@ _MOST_TOGETHER = 64  # rows in one statement, which come in powers of two so tha
 
 @cache
 def _insert(table: str, count: int) -> str:
-    """A statement for so many rows: SQLite gives up the interpreter lock for each statement, and getting it back from
-    a busy event loop costs more than inserting a row.
+    """A statement for so many rows, all columns in the schema's order: SQLite gives up the interpreter lock for each
+    statement, and getting it back from a busy event loop costs more than inserting a row.
     """
-    columns = rows.TABLES[table]
-    values = f"({', '.join('?' * (len(columns) + 1))})"
-    return f"INSERT INTO {table} ({', '.join(columns)}, hash) VALUES {', '.join([values] * count)}"  # noqa: S608 - ours
+    values = f"({','.join('?' * (len(rows.TABLES[table]) + 1))})"
+    return f"INSERT INTO {table} VALUES {','.join([values] * count)}"  # noqa: S608 - ours
 
 
 def _settle(record: Settlement, now: Standing) -> tuple[str, list[rows.Row], Standing]:
@@ -227,4 +228,4 @@ def _chain(draft: _Draft, table: str, made: list[rows.Row]) -> None:
         hash_ = rows.digest(hash_, table, row)
         row.append(hash_)
     draft.seq, draft.hash = seq, hash_
-    draft.rows[table] += made
+    draft.rows.setdefault(table, []).extend(made)

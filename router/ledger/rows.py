@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -175,6 +176,7 @@ def pictures(usage: Mapping[str, Any]) -> tuple[int, int, int]:
     return len(outputs), sum(map(pixels, outputs)), sum(map(pixels, filter(None, usage.get("inputs", ()))))
 
 
+@lru_cache(maxsize=1024)
 def pixels(size: str) -> int:
     width, _, height = size.partition("x")
     return int(width) * int(height)
@@ -190,6 +192,7 @@ def megapixels(items: tuple[Mapping[str, Any], ...]) -> tuple[int, int]:
     return metered, billed
 
 
+@lru_cache(maxsize=1024)
 def _nano(quantity: str) -> int:
     """Half even; a thousandth of a pixel is lost at most."""
     return round(Decimal(quantity).scaleb(9))

@@ -262,9 +262,9 @@ class Ledger:
             more = self._queue.get(timeout=timeout_s)
             while more is not None:
                 batch += more
-                if len(batch) >= MAX_BATCH:
+                if len(batch) >= MAX_BATCH or self._queue.empty():
                     return batch, False
-                more = self._queue.get_nowait()
+                more = self._queue.get()
             return batch, True
         return batch, False
 
