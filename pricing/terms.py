@@ -100,6 +100,8 @@ class Cost:
 
     @property
     def effective_nanos(self) -> int:
+        if not self.draws:
+            return self.contracted.total_nanos
         return self.billed_nanos + sum(draw.paid_nanos for draw in self.draws)
 
     @property

@@ -54,7 +54,7 @@ def opening(
         tags=caller.tags,
         user=request.user,
         retry_count=caller.retry_count,
-        operation=request.operation.value,
+        operation=str(request.operation),
         model=offer.model.slug,
         requested_model=request.model,
         target=offer.target.key,
@@ -98,7 +98,7 @@ def settlement(
         amount_nanos=0 if void else cost.effective_nanos,
         list_nanos=0 if void else cost.list.total_nanos,
         currency=charge.currency,
-        basis=charge.basis.value,
+        basis=str(charge.basis),
         items=items,
         usage=usage_as_dict(usage) if usage is not None else {},
         computed_nanos=priced.computed.total_nanos if priced.computed else None,
@@ -158,10 +158,10 @@ def summary(
         outcome=outcome,
         latency_ms=round(duration_s * 1000),
         cost_nanos=cost_nanos,
-        billed=billed.value,
+        billed=str(billed),
         reason=reason,
         error=error,
-        role=role.value,
+        role=str(role),
     )
 
 
@@ -295,16 +295,10 @@ _DIGESTED = 2000  # below what makes hashlib give up the interpreter lock
 def digest(request: ImageRequest) -> str:
     """Tells equal requests from different ones without keeping a prompt or a picture."""
     words = (
-        request.operation.value,
-        request.model,
-        request.prompt,
-        str(request.n),
-        str(request.size),
-        str(request.quality),
-        str(request.seed),
-        "",
+        f"{request.operation}\0{request.model}\0{request.prompt}\0{request.n}\0{request.size}\0{request.quality}\0"
+        f"{request.seed}\0"
     )
-    content = hashlib.blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=16)
+    content = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=16)
     for image in request.images:  # both ends and the length: hashing megabytes would cost more than routing does
         content.update(len(image.data).to_bytes(8, "big"))
         content.update(image.data.head(_DIGESTED))

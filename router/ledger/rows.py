@@ -70,7 +70,7 @@ def json_text(value: Any) -> str:
 def attempt_row(o: Opening) -> Row:
     """The columns of ``attempt`` after seq. ValueError or TypeError if a value cannot be kept exactly."""
     return [
-        o.attempt_id, o.request_id, o.attempt_no, o.role.value, utc_text(o.opened_at), o.key, o.team, o.project,
+        o.attempt_id, o.request_id, o.attempt_no, str(o.role), utc_text(o.opened_at), o.key, o.team, o.project,
         json_text(o.tags), o.user, o.retry_count, o.operation, o.model, o.requested_model, o.target, o.provider,
         o.provider_model, o.images, nanos(o.estimate_nanos, low=0), o.currency, o.price_id, json_text(o.price),
         json_text(o.expected), o.request_digest, json_text(o.decision),
@@ -117,7 +117,7 @@ def settled_row(attempt: int, s: Settlement) -> Row:
     images, output, input_ = pictures(s.usage)
     metered, billed = megapixels(s.items)
     return [
-        attempt, s.state.value, utc_text(s.recorded_at), nanos(s.amount_nanos, low=0), nanos(s.list_nanos, low=0),
+        attempt, str(s.state), utc_text(s.recorded_at), nanos(s.amount_nanos, low=0), nanos(s.list_nanos, low=0),
         s.currency, s.basis, s.evidence, s.outcome, int(s.delivered), images, output, input_, metered, billed,
         json_text(s.items), json_text(s.usage), s.computed_nanos, s.reported_nanos, s.error_kind, s.error,
         s.provider_request_id, s.latency_ms, s.ttfb_ms, s.queue_ms, None, None,

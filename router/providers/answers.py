@@ -131,7 +131,8 @@ def parse_lifted(
     they came, not yet known to be anything; ``inlined`` checks them. ``content``: one event of a stream, instead of the
     answer's whole body.
     """
-    text, values = _lift(body_of(response) if content is None else Blob(content), b'"%b"' % key)
+    body = body_of(response) if content is None else Blob(content)
+    text, values = _lift(body, b'"%b"' % key) if len(body) > _LIFT_FROM else (bytes(body), list[Blob]())
     try:
         return mapping(orjson.loads(text)), values
     except orjson.JSONDecodeError:

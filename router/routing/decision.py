@@ -99,7 +99,7 @@ class Decision:
     @property
     def reason(self) -> str:
         """The choice in one sentence."""
-        return _sentence(self, self._ranked())
+        return _sentence(self)
 
     def record(self) -> dict[str, Any]:
         """JSON-ready, at most 4 kB, says why every other target lost; ``replay`` makes the same choice from it."""
@@ -123,22 +123,21 @@ def _words(row: Row) -> str:
     return f"{price}, about {math.exp(row.ln_median):.2g} s, {100 * row.p:.3g} %"
 
 
-def _sentence(decision: Decision, ranked: Sequence[Row]) -> str:
-    if decision.target is None:
-        losers = ", ".join(f"{row.target} ({row.why})" for row in ranked[:8])
+def _sentence(decision: Decision) -> str:
+    chosen = decision._chosen
+    if chosen is None:
+        losers = ", ".join(f"{row.target} ({row.why})" for row in decision._ranked()[:8])
         wait = f"; again in {decision.retry_after_s:.3g} s" if decision.retry_after_s is not None else ""
         return f"no target can take the request now: {losers or 'there is none'}{wait}"
-    chosen = ranked[0]
     says = f"{chosen.target}: {_words(chosen)}"
-    others = [row for row in ranked[1:] if row.why is None]
     if decision.mode == "panic":
         return f"{says}; every target is ejected (this one: {chosen.why}), it is the least bad"
     if decision.mode == "probe":
         return f"{says}; one request to see whether it has recovered"
-    if not others:
-        out = ", ".join(f"{row.target} {row.why}" for row in ranked[1:5])
+    second = decision.second()
+    if second is None:
+        out = ", ".join(f"{row.target} {row.why}" for row in decision._ranked()[1:5])
         return f"{says}; the only one available" + (f" ({out})" if out else "")
-    second = min(others, key=lambda row: row.index)
     versus = f"{second.target} ({_words(second)})"
     if decision.mode == "best":
         share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
