@@ -534,11 +534,15 @@ class Steering:
 
     def scope(self) -> Mapping[str, Any]:
         up, others = self._runtime.shared()
+        sharing = self._runtime.sharing
+        hour = sharing.hour() if sharing is not None else None
         return {
-            "sharing": "off" if self._runtime.sharing is None else "up" if up else "down",
+            "sharing": "off" if sharing is None else "up" if up else "down",
             "other_routers": others,
             "reckoned": "all routers" if others else "this router",
-            "hour": "this router",
+            "hour": "all routers" if hour else "this router",
+            "hour_from_s": round(hour[0], 1) if hour else None,
+            "hour_until_s": round(hour[1], 1) if hour else None,
         }
 
     def knows(self, target: str) -> bool:

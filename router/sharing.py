@@ -4,6 +4,9 @@ No request ever waits for it: a replica decides by its own evidence, tells what 
 closes a target, at once) and adds what the others tell. Sums and events are told and nothing is ever overwritten, so
 nothing is lost when several tell at the same time. Without the server every replica goes on with what it knows.
 
+For people the last hour of all replicas is told as well, as counts. The stream has the messages of an hour, so that who
+comes later knows it as the others do; serial numbers tell what is missing, and since when nothing is.
+
 What operators drained stands in a hash beside the stream, for as long as it holds. Whoever is told writes it there and
 says so in the stream; the others then read it, as they do at the start, now and then, and when the server is back.
 """
@@ -28,24 +31,38 @@ from redis.backoff import NoBackoff
 from router.drains import Drains
 from router.records import record
 from router.routing import Selector
+from router.routing.fleet import FORGET_REPLICA_S
+from router.routing.hour import PHASES, RESULTS
+from router.routing.sketch import Counts, Histogram, Window
 from router.routing.stats import SUMS
 
 log = logging.getLogger(__name__)
 
 VERSION = b"1"  # of the messages; others are left alone
-HISTORY_S = 600.0  # messages are kept so long: longer than any gate stays closed, five half-lives of evidence
+HOUR_S = 3600.0  # messages are kept so long, for the sake of what people are told
+HISTORY_S = 600.0  # ... and are evidence for so long: longer than any gate stays closed, five half-lives
 UNSENT = 120  # messages kept while the server cannot be reached, the oldest dropped
 SOON_S = 0.05  # what happens at once is told together
 ANSWER_S = 2.0  # the server has so long
 WAIT_S = 5.0  # a read waits so long for news
 CLOCK_S = 60.0  # the server's clock is read so often
-PAGE = 20  # messages taken in at a time: requests are served in between
-LARGEST = 256 * 1024  # bytes of a message
-REPLICAS = 1000  # whose serial numbers are remembered
+PAGE = 20  # messages read at a time
+LARGEST = 256 * 1024  # bytes of a message; one that would have more goes without the hour
+REPLICAS = 1000  # that are remembered
 NOTHING = "0-0"  # an id before all messages
 BACKOFF_S, BACKOFF_CAP_S = 0.5, 30.0
 
 _OPERATIONS = frozenset({"generate", "edit", "variation"})
+
+
+@record
+class Heard:
+    """What is known of another replica. Times are the selector's."""
+
+    serial: int  # of its latest message
+    origin: str
+    at: float  # when that was told
+    since: float  # everything that it told from then on has been taken in
 
 
 class Sharing:
@@ -91,7 +108,8 @@ class Sharing:
         self._serial = 0
         self._urgent = asyncio.Event()
         selector.on_news(self._urgent.set)
-        self._heard: dict[str, int] = {}  # by replica: the last serial number
+        self._heard: dict[str, Heard] = {}  # by replica
+        self._listened_at = -math.inf  # when everything was last read that the server had
         self._last = NOTHING  # id of the last message read
         self._ahead_s = 0.0  # the server's clock minus ours
         self._read_clock_at = -math.inf
@@ -110,6 +128,19 @@ class Sharing:
     def others(self) -> int:
         """How many other replicas are heard of."""
         return self._selector.others(self._clock())
+
+    def hour(self) -> tuple[float, float] | None:
+        """The span of which everything that others measured is known: from so many seconds ago to so many seconds ago.
+        None if nothing was told by others in the last hour."""
+        now = self._clock()
+        told = [one for one in self._heard.values() if now - one.at < HOUR_S and one.origin != self._origin]
+        if not told:
+            return None
+        since_s = min(now - max(one.since for one in told), HOUR_S)
+        # Who has fallen silent while we listened has left, and told everything before.
+        there = [one.at for one in told if self._listened_at - one.at <= FORGET_REPLICA_S]
+        until_s = min(now - min(there, default=self._listened_at), HOUR_S)
+        return max(since_s, until_s), until_s
 
     def start(self, origin: str) -> None:
         """Tell and listen until closed, on the running loop. Nothing that the server does or does not is an error.
@@ -203,9 +234,9 @@ class Sharing:
 
     async def _send(self) -> None:
         now = self._clock()
-        while self._unsent and now - self._unsent[0][0] > HISTORY_S:
+        while self._unsent and now - self._unsent[0][0] > HOUR_S:
             self._unsent.popleft()
-        oldest = f"{int((now + self._ahead_s - HISTORY_S) * 1000)}" if self._read_clock_at > -math.inf else None
+        oldest = f"{int((now + self._ahead_s - HOUR_S) * 1000)}" if self._read_clock_at > -math.inf else None
         sending = list(self._unsent)
         async with self._out.pipeline(transaction=False) as pipe:
             for at, serial, delta in sending:
@@ -213,8 +244,11 @@ class Sharing:
                     name: self._accounts.get(name, "") for name, gate in delta["gates"].items() if "blocked_s" in gate
                 }
                 told = delta | {"accounts": marks, "origin": self._origin, "serial": serial, "age_s": now - at}
-                pipe.xadd(self._stream, {b"v": VERSION, b"told": orjson.dumps(told)}, minid=oldest)
-            pipe.expire(self._stream, int(HISTORY_S))
+                written = orjson.dumps(told)
+                if len(written) > LARGEST:
+                    written = orjson.dumps(told | {"hours": None})
+                pipe.xadd(self._stream, {b"v": VERSION, b"told": written}, minid=oldest)
+            pipe.expire(self._stream, int(HOUR_S))
             await pipe.execute()
         # If the answer is lost they are sent again, and known by their serial numbers.
         for _ in sending:
@@ -224,7 +258,7 @@ class Sharing:
     # --- listening -----------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        """Read what is new, at first the last minutes; waits for a few seconds where there is nothing."""
+        """Read what is new, at first the last hour; waits for a few seconds where there is nothing."""
         if self._clock() - self._read_clock_at > CLOCK_S or "in" in self._bad:
             await self._read_clock()
             self._agreed = False
@@ -233,10 +267,15 @@ class Sharing:
             await self._agree(self._in)
             self._tried.set()
         found: Any = await self._in.xread({self._stream: self._last}, count=PAGE, block=int(WAIT_S * 1000))
+        taken = 0
         for _, messages in found:
             for number, fields in messages:
+                taken += 1
                 self._last = number.decode()
                 self._on_message("in", self._take(fields, _milliseconds(self._last) / 1000))
+                await asyncio.sleep(0)  # requests are served in between: of a busy replica it takes milliseconds
+        if taken < PAGE:
+            self._listened_at = self._clock()
 
     async def _read_clock(self) -> None:
         """Messages are dated by the server's clock, so that those of the replicas need not agree."""
@@ -246,7 +285,7 @@ class Sharing:
         self._ahead_s = server - self._read_clock_at
         # A server that was set back, or another one in its place, begins again.
         if _milliseconds(self._last) > server * 1000 + 1000 or self._last == NOTHING:
-            self._last = f"{int((server - HISTORY_S) * 1000)}-0"
+            self._last = f"{int((server - HOUR_S) * 1000)}-0"
 
     async def _agree(self, client: Redis) -> None:
         """Take in what operators said elsewhere, and say what they said here."""
@@ -262,7 +301,7 @@ class Sharing:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.hset(self._drained, mapping=news)
                 pipe.xadd(self._stream, {b"v": VERSION, b"drained": b""})
-                pipe.expire(self._stream, int(HISTORY_S))
+                pipe.expire(self._stream, int(HOUR_S))
                 await pipe.execute()
 
     def _take(self, fields: Mapping[bytes, bytes], at: float) -> str:
@@ -273,20 +312,39 @@ class Sharing:
         told = read(fields, self._accounts)
         if told is None:
             return "ignored"
-        if told.replica == self._replica or told.serial <= self._heard.get(told.replica, -1):
+        before = self._heard.get(told.replica)
+        if told.replica == self._replica or (before is not None and told.serial <= before.serial):
             return "known"
+        now = self._clock()
+        age_s = max(0.0, now + self._ahead_s - at) + told.age_s
+        since = self._since(told, before, now - age_s)
         self._heard.pop(told.replica, None)
         if len(self._heard) >= REPLICAS:
             del self._heard[next(iter(self._heard))]  # the one heard of longest ago
-        self._heard[told.replica] = told.serial
-        now = self._clock()
-        age_s = max(0.0, now + self._ahead_s - at) + told.age_s
-        if age_s > HISTORY_S:
+        self._heard[told.replica] = Heard(told.serial, told.origin, now - age_s, since)
+        if age_s > HOUR_S:
             return "known"
-        # What an earlier process on the same ledger learnt is known; what was closed is not.
-        known: dict[str, Any] = {"arms": [], "in_flight": {}} if told.origin == self._origin else {}
+        known: dict[str, Any] = {}
+        if told.origin == self._origin:
+            # What an earlier process on the same ledger learnt is known; what was closed is not.
+            known = {"arms": [], "hours": [], "in_flight": {}}
+        if age_s > HISTORY_S:
+            known |= {"arms": [], "gates": {}, "in_flight": {}}
         self._selector.merge({**told.delta, **known}, now - age_s)
         return "ok"
+
+    def _since(self, told: Told, before: Heard | None, at: float) -> float:
+        """From when on nothing is missing of what a replica measured, now that it has told this."""
+        if not told.whole:
+            return at
+        if before is not None:
+            return before.since if told.serial == before.serial + 1 else at
+        if told.serial > 0:
+            return at
+        # A process begins. What it knows from its ledger, earlier ones told, and we may have been there to hear it.
+        latest = at - told.warmed_s
+        heard_until = max((one.at for one in self._heard.values() if one.origin == told.origin), default=-math.inf)
+        return -math.inf if latest <= heard_until else latest
 
 
 def mark(key: str | None, stream: str) -> str:
@@ -331,6 +389,8 @@ class Told:
     origin: str
     serial: int
     age_s: float  # how old it was when it was sent
+    warmed_s: float  # ... and the latest attempt that an earlier process on its ledger made; infinite without any
+    whole: bool  # whether it says what was measured for people
     delta: Mapping[str, Any]
 
 
@@ -344,6 +404,7 @@ def read(fields: Mapping[bytes, bytes], targets: Mapping[str, str]) -> Told | No
         told = orjson.loads(raw)
         replica = _text(told["replica"])
         arms = [_arm(arm) for arm in told["arms"]]
+        hours = [_hour(hour) for hour in told.get("hours") or ()]  # earlier versions do not tell it
         gates = {_text(target): _gate(gate) for target, gate in told["gates"].items()}
         marks = {_text(target): mark for target, mark in told["accounts"].items()}
         for target, gate in gates.items():
@@ -353,11 +414,20 @@ def read(fields: Mapping[bytes, bytes], targets: Mapping[str, str]) -> Told | No
         delta = {
             "replica": replica,
             "arms": [arm for arm in arms if arm["target"] in targets],
+            "hours": [hour for hour in hours if hour["target"] in targets],
             "gates": {target: gate for target, gate in gates.items() if target in targets},
             "in_flight": {target: calls for target, calls in busy.items() if target in targets},
         }
-        age_s = _number(told["age_s"], 0, HISTORY_S)
-        return Told(replica, _text(told["origin"]), int(_number(told["serial"], 0, 2**53)), age_s, delta)
+        warmed_s = told.get("warmed_s")
+        return Told(
+            replica,
+            _text(told["origin"]),
+            int(_number(told["serial"], 0, 2**53)),
+            _number(told["age_s"], 0, HOUR_S),
+            math.inf if warmed_s is None else _number(warmed_s, 0, math.inf),
+            told.get("hours") is not None,
+            delta,
+        )
     except (ValueError, TypeError, LookupError, AttributeError):
         return None
 
@@ -379,8 +449,16 @@ def _text(value: Any) -> str:
     return value
 
 
+def _named(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of which target at which operation."""
+    if told["operation"] not in _OPERATIONS:
+        raise ValueError("no operation")
+    target = _text(told["target"])
+    return {"operation": told["operation"], "target": target, "provider": target.partition("/")[0]}
+
+
 def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
-    if arm["operation"] not in _OPERATIONS or len(arm["sums"]) != SUMS:
+    if len(arm["sums"]) != SUMS:
         raise ValueError("not what is told of an arm")
     n, y, successes, failures, fail_s = arm["sums"]
     sums = [
@@ -390,14 +468,52 @@ def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
         (failures := _number(failures, 0, _MOST)),
         _number(fail_s, 0, _LONG_S * failures),
     ]
-    target = _text(arm["target"])
-    return {
-        "operation": arm["operation"],
-        "target": target,
-        "provider": target.partition("/")[0],
-        "sums": sums,
-        "seen_s": None if arm["seen_s"] is None else _number(arm["seen_s"], 0, math.inf),
+    seen_s = None if arm["seen_s"] is None else _number(arm["seen_s"], 0, math.inf)
+    return _named(arm) | {"sums": sums, "seen_s": seen_s}
+
+
+_SECONDS = (Histogram.bucket(0.0), Histogram.bucket(_LONG_S))  # the first and the last bucket
+_ENDS = (0, RESULTS - 1)
+
+
+def _hour(hour: Mapping[str, Any]) -> dict[str, Any]:
+    return _named(hour) | {
+        "phases": {phase: _counts(told, *_SECONDS) for phase, told in hour["phases"].items() if phase in PHASES},
+        "classes": [
+            (_kind(kind), _counts(results, *_ENDS), _counts(seconds, *_SECONDS))
+            for kind, results, seconds in hour["classes"]
+        ],
     }
+
+
+def _kind(kind: Any) -> tuple[int, int, str | None] | None:
+    if kind is None:
+        return None
+    half_octaves, images, quality = kind
+    return (
+        _whole(half_octaves, -100, 100),
+        _whole(images, 0, _MOST),
+        None if quality is None else _text(quality),
+    )
+
+
+def _counts(told: Any, first: int, last: int) -> list[Counts]:
+    """Of each slot in how many seconds it ends, and its buckets and counts in turns."""
+    checked: list[Counts] = []
+    for ends_s, counts in told:
+        buckets, times = counts[::2], counts[1::2]
+        if len(buckets) != len(times) or not set(map(type, counts)) <= {int}:
+            raise ValueError("not buckets and counts")
+        if not (all(first <= bucket <= last for bucket in buckets) and all(1 <= n <= _MOST for n in times)):
+            raise ValueError("not counts of these buckets")
+        checked.append((_number(ends_s, -HOUR_S, Window.SLOT_S), list(counts)))
+    return checked
+
+
+def _whole(value: Any, least: float, most: float) -> int:
+    if not isinstance(value, int):
+        raise TypeError("not a whole number")
+    return int(_number(value, least, most))
 
 
 def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:

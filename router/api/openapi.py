@@ -257,13 +257,24 @@ def _schemas() -> Json:
                         },
                         "hour": {
                             "description": "Whose attempts the last hour's figures count.",
-                            "const": "this router",
+                            "enum": ["this router", "all routers"],
+                        },
+                        "hour_from_s": {
+                            "description": "From so many seconds ago on every attempt of the other routers is counted, "
+                            "of what they did before some may be missing; null where none of theirs is counted.",
+                            "type": ["number", "null"],
+                        },
+                        "hour_until_s": {
+                            "description": "... until so many seconds ago; what they did since is not heard of yet.",
+                            "type": ["number", "null"],
                         },
                     },
                     "sharing",
                     "other_routers",
                     "reckoned",
                     "hour",
+                    "hour_from_s",
+                    "hour_until_s",
                 ),
                 "targets": {
                     "description": "By target and operation.",

@@ -35,6 +35,7 @@ class Fleet:
         self._others: dict[str, tuple[float, Mapping[str, int]]] = {}  # by replica: when told, in flight by target
         self.others_until = math.inf
         self.on_news: Callable[[], None] | None = None
+        self.warmed = -math.inf  # the latest attempt that was learnt from the past, and so is never told
 
     def arm(self, operation: str, target: str, provider: str) -> Arm:
         arms = self.arms.setdefault(operation, {})
@@ -107,7 +108,7 @@ class Fleet:
                 "state": breaker.state if breaker.state != CLOSED else "closed" if why in (None, "full") else "open",
                 "reason": why if why is not None else None,
                 "until_s": round(until - now, 1) if until is not None else None,
-                # What the last hour measured, as it came
+                # What the last hour measured, here and elsewhere, as it came
                 "hour": arm.hour.snapshot(now, partial(_median_s, arm)),
             }
         return table
@@ -131,19 +132,29 @@ class Fleet:
     def delta(self, now: float) -> dict[str, Any]:
         """What this replica has learnt since the last call: sums to add, and states with their age. JSON-ready."""
         arms: list[dict[str, Any]] = []
+        hours: list[dict[str, Any]] = []
         for operation, arm in self.every():
+            name = {"operation": operation, "target": arm.target, "provider": self._providers[arm.target]}
             sums = arm.told()
             if any(sums):
-                seen = now - arm.seen if arm.seen > -math.inf else None
-                told = {"operation": operation, "target": arm.target, "provider": self._providers[arm.target]}
-                arms.append(told | {"sums": sums, "seen_s": seen})
+                arms.append(name | {"sums": sums, "seen_s": now - arm.seen if arm.seen > -math.inf else None})
+            hour = arm.hour.told(now)
+            if hour is not None:
+                hours.append(name | hour)
         gates: dict[str, dict[str, Any]] = {}
         for target in sorted(self.breakers):
             gate = self.breakers[target].told(now)
             if gate:
                 gates[target] = gate
         busy = {target: b.in_flight for target, b in sorted(self.breakers.items()) if b.in_flight}
-        return {"replica": self._replica, "arms": arms, "gates": gates, "in_flight": busy}
+        return {
+            "replica": self._replica,
+            "arms": arms,
+            "hours": hours,
+            "gates": gates,
+            "in_flight": busy,
+            "warmed_s": max(now - self.warmed, 0.0) if self.warmed > -math.inf else None,
+        }
 
     def merge(self, delta: Mapping[str, Any], now: float) -> None:
         """Take in another replica's delta, as it was told at ``now``, which may be some time ago.
@@ -157,6 +168,8 @@ class Fleet:
             if arm.pace.weight == 0.0 and told["sums"][0] > 0.0:
                 arm.pace.adopt(self.peers_pace(told["operation"], arm))
             arm.absorb(told["sums"], now, told["seen_s"])
+        for told in delta["hours"]:
+            self.arm(told["operation"], told["target"], told["provider"]).hour.hear(told, now)
         for target, gate in delta["gates"].items():
             self.breaker(target).hear(gate, now)
         self._others[delta["replica"]] = now, delta["in_flight"]

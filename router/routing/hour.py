@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from router.routing.request import Result
@@ -11,8 +11,9 @@ from router.routing.work import Kind, Work, kind_name
 
 CLASSES = 64  # work classes kept
 PHASES = ("submitted", "queued", "first_byte")
-_RESULTS: Sequence[Result] = tuple(Result)
-_NUMBER = {result: i for i, result in enumerate(_RESULTS)}
+# As results are told. New words go to the end, or routers of two versions misread each other.
+_NUMBER = {result: number for number, result in enumerate(Result)}
+RESULTS = len(_NUMBER)
 
 
 class _Measured:
@@ -24,56 +25,64 @@ class _Measured:
         self.results = Window()  # counted by the result's number in place of a bucket
         self.seconds = Window()
 
-    def snapshot(self, now: float) -> dict[str, Any]:
-        counts = self.results.read(now).counts
-        results = {result.value: counts.get(i, 0) for i, result in enumerate(_RESULTS)}
-        good = results[Result.SUCCESS]
-        n = good + results[Result.FAILURE]
-        low, high = wilson(good, n)
-        return {
-            **_seconds(self.seconds, now),
-            "success": round(good / n, 5) if n else None,
-            "success_low": round(low, 5),
-            "success_high": round(high, 5),
-            "results": {name: count for name, count in results.items() if count},
-        }
-
 
 class Hour:
-    """Seconds by phase and by class of work, and how attempts ended.
+    """Seconds by phase and by class of work, and how attempts ended, here and at the routers that share.
 
     Failures, refusals, faults of the request, cancellations, rate limits and blocked accounts are counted apart; the
     success rate is that of successes and failures alone.
     """
 
-    __slots__ = ("_all", "_classes", "_phases")
+    __slots__ = ("_classes", "_phases")
 
     def __init__(self) -> None:
-        self._all = _Measured()
         self._phases: dict[str, Window] = {}
-        self._classes: dict[Kind, _Measured] = {}
+        self._classes: dict[Kind | None, _Measured] = {}  # None: of all classes that are too many
 
     def reached(self, phase: str, seconds: float, now: float) -> None:
         """An attempt reached one of ``PHASES`` after so many seconds; any other word is ignored."""
         if phase in PHASES:
-            window = self._phases.get(phase)
-            if window is None:
-                window = self._phases[phase] = Window()
-            window.add(Histogram.bucket(seconds), now)
+            self._phase(phase).add(Histogram.bucket(seconds), now)
 
     def ended(self, result: Result, seconds: float, work: Work, now: float) -> None:
-        measured = self._classes.get(work.kind)
-        if measured is None and len(self._classes) < CLASSES:
-            measured = self._classes[work.kind] = _Measured()
-        number = _NUMBER[result]
-        self._all.results.add(number, now)
-        if measured is not None:
-            measured.results.add(number, now)
+        measured = self._class(work.kind)
+        measured.results.add(_NUMBER[result], now)
         if result is Result.SUCCESS:
-            bucket = Histogram.bucket(seconds)
-            self._all.seconds.add(bucket, now)
-            if measured is not None:
-                measured.seconds.add(bucket, now)
+            measured.seconds.add(Histogram.bucket(seconds), now)
+
+    def _phase(self, phase: str) -> Window:
+        window = self._phases.get(phase)
+        if window is None:
+            window = self._phases[phase] = Window()
+        return window
+
+    def _class(self, kind: Kind | None) -> _Measured:
+        measured = self._classes.get(kind)
+        if measured is None:
+            if len(self._classes) >= CLASSES:
+                kind = None
+            measured = self._classes.setdefault(kind, _Measured())
+        return measured
+
+    def told(self, now: float) -> dict[str, Any] | None:
+        """What was measured here since the last call, for ``hear``, JSON-ready; None if nothing was."""
+        phases = {phase: told for phase, window in self._phases.items() if (told := window.told(now))}
+        classes = [
+            (kind, told, measured.seconds.told(now))
+            for kind, measured in self._classes.items()
+            if (told := measured.results.told(now))
+        ]
+        return {"phases": phases, "classes": classes} if phases or classes else None
+
+    def hear(self, told: Mapping[str, Any], now: float) -> None:
+        """Add what another router told at ``now``. The order makes no difference, except for which classes are shown
+        where there are too many."""
+        for phase, seconds in told["phases"].items():
+            self._phase(phase).hear(seconds, now)
+        for kind, results, seconds in told["classes"]:
+            measured = self._class(None if kind is None else (kind[0], kind[1], kind[2]))
+            measured.results.hear(results, now)
+            measured.seconds.hear(seconds, now)
 
     def snapshot(self, now: float, median_s: Callable[[Kind], float]) -> dict[str, Any]:
         """JSON-ready. Intervals are Wilson's, of 95 %; ``p95_sure`` is false under 59 samples.
@@ -81,18 +90,38 @@ class Hour:
         ``median_s`` is what the next request of a class is reckoned with: where the class has few samples of its own,
         that rests on all sizes and on all of the model's targets.
         """
+        results, seconds = Histogram(), Histogram()
+        classes: dict[Kind, dict[str, Any]] = {}
+        for kind, measured in self._classes.items():
+            its = measured.results.read(now), measured.seconds.read(now)
+            results.merge(its[0])
+            seconds.merge(its[1])
+            if kind is not None:
+                classes[kind] = {"reckoned_p50_s": round(median_s(kind), 4), **_ended(*its)}
         return {
-            **self._all.snapshot(now),
-            "phases": {name: _seconds(self._phases[name], now) for name in PHASES if name in self._phases},
+            **_ended(results, seconds),
+            "phases": {name: _seconds(self._phases[name].read(now)) for name in PHASES if name in self._phases},
             "classes": {
-                kind_name(kind): {"reckoned_p50_s": round(median_s(kind), 4), **self._classes[kind].snapshot(now)}
-                for kind in sorted(self._classes, key=lambda kind: (*kind[:2], kind[2] or ""))
+                kind_name(kind): classes[kind] for kind in sorted(classes, key=lambda kind: (*kind[:2], kind[2] or ""))
             },
         }
 
 
-def _seconds(window: Window, now: float) -> dict[str, Any]:
-    seen = window.read(now)
+def _ended(results: Histogram, seconds: Histogram) -> dict[str, Any]:
+    ends = {result.value: results.counts.get(number, 0) for result, number in _NUMBER.items()}
+    good = ends[Result.SUCCESS]
+    n = good + ends[Result.FAILURE]
+    low, high = wilson(good, n)
+    return {
+        **_seconds(seconds),
+        "success": round(good / n, 5) if n else None,
+        "success_low": round(low, 5),
+        "success_high": round(high, 5),
+        "results": {name: count for name, count in ends.items() if count},
+    }
+
+
+def _seconds(seen: Histogram) -> dict[str, Any]:
     p50, p95 = seen.quantile(0.5), seen.quantile(0.95)
     return {
         "n": seen.n,

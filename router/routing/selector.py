@@ -497,8 +497,10 @@ class Selector:
                 arm.on_success(sample.latency_s, work, sample.at - sample.latency_s, sample.at)
             elif sample.result is Result.FAILURE:
                 arm.on_failure(sample.latency_s, arm.law.load(work), sample.at)
+            self._fleet.warmed = max(self._fleet.warmed, sample.at)
         for _, arm in self._fleet.every():
             arm.told()
+            arm.hour.told(self._fleet.warmed)
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """The live table, JSON-ready: per target and operation what the router believes, and on how much it rests."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 P95_SAMPLES = 59  # fewer contain the true p95 with less than 95 % probability: 1 - 0.95^59
 
@@ -32,6 +33,16 @@ class Histogram:
             self.counts[bucket] = self.counts.get(bucket, 0) + times
         self.n += other.n
 
+    def remove(self, other: Histogram) -> None:
+        """Take back what was merged."""
+        for bucket, times in other.counts.items():
+            left = self.counts[bucket] - times
+            if left:
+                self.counts[bucket] = left
+            else:
+                del self.counts[bucket]
+        self.n -= other.n
+
     def quantile(self, q: float) -> float | None:
         """Seconds by nearest rank, at the middle of its bucket; None without samples."""
         if self.n == 0:
@@ -44,36 +55,73 @@ class Histogram:
         raise AssertionError("counts and n disagree")
 
 
-class Window:
-    """A histogram of the last hour: twelve slots of five minutes, the oldest dropped as time goes on."""
+Counts = tuple[float, list[int]]  # of one slot: in how many seconds it ends; bucket, count, bucket, count ...
 
-    __slots__ = ("_key", "_slot", "_slots")
+
+class Window:
+    """A histogram of the last hour: slots of five minutes, each dropped as a whole eleven slots after its end.
+
+    What other windows tell keeps its own slots' ends, to ``TICK_S``: it is dropped when they drop it.
+    """
+
+    __slots__ = ("_key", "_new", "_slot", "_slots", "_sum")
     SLOT_S = 300.0
     SLOTS = 12
+    TICK_S = 10.0
 
     def __init__(self) -> None:
-        self._slots: dict[int, Histogram] = {}
+        self._slots: dict[int, Histogram] = {}  # told, or heard of; by the tick of their end
+        self._sum = Histogram()  # of these, for there are many where many routers share
+        self._new: dict[int, Histogram] = {}  # added and not yet told; by the number of the slot
         self._key: int | None = None
         self._slot = Histogram()
 
     def add(self, bucket: int, now: float) -> None:
         key = int(now // self.SLOT_S)
         if key != self._key:
-            self._drop(key)
-            self._key, self._slot = key, self._slots.setdefault(key, Histogram())
+            self._drop(now)
+            self._key, self._slot = key, self._new.setdefault(key, Histogram())
         self._slot.add(bucket)
 
     def read(self, now: float) -> Histogram:
         """Everything of the last hour in one histogram."""
-        self._drop(int(now // self.SLOT_S))
-        merged = Histogram()
-        for slot in self._slots.values():
+        self._drop(now)
+        merged = Histogram(self._sum.counts)
+        for slot in self._new.values():
             merged.merge(slot)
         return merged
 
-    def _drop(self, key: int) -> None:
-        for old in [k for k in self._slots if k <= key - self.SLOTS]:
-            del self._slots[old]
+    def told(self, now: float) -> list[Counts]:
+        """What was added since the last call, for ``hear``; without what was heard."""
+        if not self._new:
+            return []
+        self._drop(now)
+        told: list[Counts] = []
+        for key, slot in self._new.items():
+            ends = (key + 1) * self.SLOT_S
+            told.append((round(ends - now, 3), [number for pair in slot.counts.items() for number in pair]))
+            self._keep(ends, slot)
+        self._new, self._key = {}, None
+        return told
+
+    def hear(self, told: Iterable[Sequence[Any]], now: float) -> None:
+        """Add what another window told at ``now``."""
+        for ends_s, counts in told:
+            self._keep(now + ends_s, Histogram(dict(zip(counts[::2], counts[1::2], strict=True))))
+        self._drop(now)
+
+    def _keep(self, ends: float, slot: Histogram) -> None:
+        self._sum.merge(slot)
+        kept = self._slots.setdefault(round(ends / self.TICK_S), slot)
+        if kept is not slot:
+            kept.merge(slot)
+
+    def _drop(self, now: float) -> None:
+        oldest = now - (self.SLOTS - 1) * self.SLOT_S
+        for old in [tick for tick in self._slots if tick * self.TICK_S <= oldest]:
+            self._sum.remove(self._slots.pop(old))
+        for old in [key for key in self._new if (key + 1) * self.SLOT_S <= oldest]:
+            del self._new[old]
 
 
 def wilson(successes: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:

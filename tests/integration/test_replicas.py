@@ -71,9 +71,12 @@ def test_routers_learn_from_each_other_and_do_without_the_server(server: RedisSe
     until(lambda: facts(two).get("samples", 0) > 2.5)
     assert metric(two, 'sharing_state{state="up"}') == 1
     assert metric(two, "sharing_replicas") == 1
-    assert table(two)["scope"] == {
-        "sharing": "up", "other_routers": 1, "reckoned": "all routers", "hour": "this router",
+    scope = table(two)["scope"]
+    assert scope.pop("hour_until_s") < 10.0
+    assert scope == {
+        "sharing": "up", "other_routers": 1, "reckoned": "all routers", "hour": "all routers", "hour_from_s": 3600.0,
     }  # fmt: skip
+    assert facts(two)["hour"]["results"] == {"success": 3}
     # That a provider refuses the key of one router, the other need not find out.
     one.fault("gpu-fast", "unauthenticated", count=1)
     assert one.post("/v1/images/generations", PINNED).status_code == 502

@@ -68,7 +68,10 @@ def test_the_live_table_tells_what_the_router_believes(router: RouterProcess):
     assert httpx.get(f"{router.base}/v1/routing").status_code == 401
     headers = {"authorization": f"Bearer {KEY}"}
     table = httpx.get(f"{router.base}/v1/routing", headers=headers).raise_for_status().json()
-    assert table["scope"] == {"sharing": "off", "other_routers": 0, "reckoned": "this router", "hour": "this router"}
+    assert table["scope"] == {
+        "sharing": "off", "other_routers": 0, "reckoned": "this router",
+        "hour": "this router", "hour_from_s": None, "hour_until_s": None,
+    }  # fmt: skip
     facts = table["targets"][TARGET]["generate"]
     assert 0 < facts["p50_s"] <= facts["p95_s"]
     assert facts["samples"] > 0

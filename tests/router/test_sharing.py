@@ -87,6 +87,10 @@ class Replica:
         candidates = self.selector.choose(REQUEST, time.monotonic()).candidates
         return next((one.excluded_by, one.until_s) for one in candidates if one.target == target)
 
+    def ends(self, target: str) -> dict[str, int]:
+        """How many attempts of the last hour ended how."""
+        return dict(self.facts(target)["hour"]["results"]) if self.facts(target) else {}
+
     def samples(self, target: str) -> float:
         return float(self.facts(target).get("samples", 0.0))
 
@@ -325,6 +329,138 @@ async def test_an_operators_clock_that_is_behind_loses_no_word(server):
         await until(lambda: one.gate("a/m")[0] is None)
 
 
+# --- the last hour, for people -------------------------------------------------------------------------------------
+
+
+async def test_the_last_hour_is_that_of_all_replicas(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        one.see("a/m", Outcome.success(2.0), 10)
+        two.see("a/m", Outcome.success(8.0), 4)
+        two.see("a/m", Outcome.refused())
+        await until(lambda: one.ends("a/m") == two.ends("a/m") == {"success": 14, "refused": 1})
+        for each in one, two:
+            hour = each.facts("a/m")["hour"]
+            assert (hour["p50_s"], hour["p95_s"]) == (pytest.approx(2.0, rel=0.01), pytest.approx(8.0, rel=0.01))
+            assert hour["classes"]["1 MP x 1"]["results"] == hour["results"]
+        await until(lambda: one.sharing.others == two.sharing.others == 1)
+        for each in one, two:
+            from_s, until_s = each.sharing.hour()
+            assert from_s == 3600.0
+            assert until_s < 5.0
+        heard = one.messages["in ok"]
+        await until(lambda: one.messages["in ok"] >= heard + 3)  # nothing that was heard is told again
+        assert one.ends("a/m") == two.ends("a/m") == {"success": 14, "refused": 1}
+
+
+async def test_alone_the_hour_is_ones_own(server):
+    async with replica(server, "one") as one:
+        one.see("a/m", Outcome.success(2.0), 10)
+        await until(lambda: one.messages.get("in known", 0) >= 2)
+        assert one.sharing.hour() is None
+        assert one.ends("a/m") == {"success": 10}
+
+
+async def test_without_the_server_the_hour_stays_and_says_until_when_it_is_whole(server):
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        one.see("a/m", Outcome.success(2.0), 10)
+        await until(lambda: two.ends("a/m") == {"success": 10})
+        server.kill()
+        await until(lambda: not one.sharing.up and not two.sharing.up)
+        one.see("a/m", Outcome.success(2.0), 5)
+        await asyncio.sleep(0.5)
+        assert two.ends("a/m") == {"success": 10}
+        from_s, until_s = two.sharing.hour()
+        assert (from_s, until_s) == (3600.0, pytest.approx(0.7, abs=0.6))
+        server.start()  # and it has forgotten everything
+        await until(lambda: two.ends("a/m") == {"success": 15})
+        await until(lambda: one.sharing.up and two.sharing.up)
+        assert two.sharing.hour() == (3600.0, pytest.approx(0.1, abs=0.5))
+        async with replica(server, "three") as three:
+            await until(lambda: three.ends("a/m") == {"success": 5})
+            assert three.sharing.hour()[0] < 5.0  # what was told to the server that was killed is missing
+
+
+async def test_who_comes_later_hears_of_the_whole_hour(server):
+    async with replica(server, "one") as one:
+        one.see("a/m", Outcome.success(2.0), 10)
+        await until(lambda: one.messages.get("out ok", 0) >= 2)
+    with server.client() as client:
+        messages = [orjson.loads(fields[b"told"]) for _, fields in client.xrange(STREAM)]
+        client.delete(STREAM)
+        for message in messages:  # as if half an hour ago
+            client.xadd(STREAM, {"v": 1, "told": orjson.dumps(message | {"age_s": 1800.0 + message["age_s"]})})
+    async with replica(server, "two") as two:
+        await until(lambda: two.ends("a/m") == {"success": 10})
+        assert two.samples("a/m") == 0.0  # that is no evidence any more
+        assert two.sharing.others == 0
+        assert two.sharing.hour() == (3600.0, pytest.approx(0.1, abs=0.5))
+
+
+@pytest.mark.parametrize(("missing", "known"), [([], True), ([0], False), ([2], False), ([0, 1, 2], False)])
+async def test_a_message_that_was_lost_is_missed(server, missing, known):
+    one = Selector(replica="one")
+    now = time.monotonic()
+    async with replica(server, "two") as two:
+        with server.client() as client:
+            for serial in range(4):
+                one.on_start("a/m", REQUEST, now, str(serial))
+                one.on_end(str(serial), Outcome.success(2.0), now)
+                marks = {"accounts": {}, "origin": "the ledger", "serial": serial, "age_s": 100.0 - serial}
+                if serial not in missing:
+                    client.xadd(STREAM, {"v": 1, "told": orjson.dumps(one.delta(now) | marks)})
+                else:
+                    one.delta(now)
+        await until(lambda: two.ends("a/m") == {"success": 4 - len(missing)})
+        since = 100.0 - (max(missing) + 1) if missing else 3600.0
+        assert two.sharing.hour() == (pytest.approx(since, abs=0.5), pytest.approx(0.1, abs=97.5))
+        assert (two.sharing.hour()[0] == 3600.0) is known
+
+
+@pytest.mark.parametrize(("heard", "since_s"), [(True, 3600.0), (False, 50.0)])
+async def test_what_a_process_before_measured_is_known_from_what_that_one_told(server, heard, since_s):
+    now = time.monotonic()
+    sample = Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, now - 50.0)
+    before, after = Selector(replica="before"), Selector(replica="after")
+    before.on_start("a/m", REQUEST, now - 52.0, "1")
+    before.on_end("1", Outcome.success(2.0), now - 50.0)
+    after.warm([sample])
+    after.on_start("a/m", REQUEST, now, "1")
+    after.on_end("1", Outcome.success(2.0), now)
+    marks = {"accounts": {}, "origin": "the ledger", "serial": 0, "age_s": 0.0}
+    async with replica(server, "two") as two:
+        with server.client() as client:
+            if heard:
+                client.xadd(STREAM, {"v": 1, "told": orjson.dumps(before.delta(now - 49.0) | marks | {"age_s": 49.0})})
+            client.xadd(STREAM, {"v": 1, "told": orjson.dumps(after.delta(now) | marks)})
+        await until(lambda: two.ends("a/m") == {"success": 1 + heard})
+        assert two.sharing.hour()[0] == pytest.approx(since_s, abs=1.0)
+
+
+async def test_a_version_that_does_not_tell_its_hour_is_learnt_from_all_the_same(server):
+    async with replica(server, "two") as two:
+        one = Selector(replica="one")
+        one.on_start("a/m", REQUEST, 0.0, "1")
+        one.on_end("1", Outcome.success(2.0), 2.0)
+        message = one.delta(2.0) | {"accounts": {}, "origin": "x", "serial": 0, "age_s": 0.0}
+        del message["hours"], message["warmed_s"]
+        with server.client() as client:
+            client.xadd(STREAM, {"v": 1, "told": orjson.dumps(message)})
+        await until(lambda: two.samples("a/m") > 0.9)
+        assert two.ends("a/m") == {}
+        from_s, until_s = two.sharing.hour()
+        assert from_s == until_s  # nothing of it is whole
+
+
+async def test_a_message_that_would_be_too_large_goes_without_the_hour(server, monkeypatch):
+    monkeypatch.setattr(sharing, "LARGEST", 600)
+    async with replica(server, "one") as one, replica(server, "two") as two:
+        for seconds in range(1, 200):
+            one.see("a/m", Outcome.success(float(seconds)))
+        await until(lambda: two.samples("a/m") > 190.0)
+        assert two.ends("a/m") == {}
+        assert two.sharing.hour()[0] < 5.0
+
+
 @pytest.mark.parametrize("written", [b"", b"out", b"out then", b"gone 1.0", b"out nan", b"out inf", b"\xff 1"])
 async def test_what_nobody_can_have_said_is_left_alone(server, written):
     with server.client() as client:
@@ -351,7 +487,8 @@ async def test_a_replica_that_died_has_nothing_in_flight_soon():
 async def test_what_a_ledger_warmed_is_not_told_as_news():
     warmed = Selector(replica="one")
     warmed.warm(Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, -float(n)) for n in range(50, 0, -1))
-    assert warmed.delta(0.0)["arms"] == []
+    told = warmed.delta(0.0)
+    assert (told["arms"], told["hours"], told["warmed_s"]) == ([], [], 1.0)
 
 
 FOREIGN: list[dict[str, Any]] = [
@@ -392,10 +529,10 @@ async def test_the_stream_forgets(server):
     async with replica(server, "one") as one:
         await until(lambda: one.sharing.up)
         with server.client() as client:
-            assert 0 < client.ttl(STREAM) <= 600
+            assert 0 < client.ttl(STREAM) <= 3600
             now = client.time()[0] * 1000
             client.delete(STREAM)
-            for minutes in range(30, 0, -1):  # nodes of the stream hold a hundred messages, and go as a whole
+            for minutes in range(180, 0, -6):  # nodes of the stream hold a hundred messages, and go as a whole
                 for number in range(100):
                     client.xadd(STREAM, {"v": 1}, id=f"{now - minutes * 60_000}-{number + 1}")
             seen = one.messages["out ok"]
@@ -417,10 +554,12 @@ def test_what_is_told_of_other_targets_is_left_out():
     message = read(told(), {"b/m": ""})
     assert message is not None
     assert message.delta["arms"] == []
+    assert [hour["target"] for hour in message.delta["hours"]] == ["b/m"]
     assert list(message.delta["gates"]) == ["b/m"]
     everything = read(told(), OURS)
     assert everything is not None
     assert [arm["target"] for arm in everything.delta["arms"]] == ["a/m"]
+    assert [hour["target"] for hour in everything.delta["hours"]] == ["a/m", "b/m"]
 
 
 JSON = st.recursive(
@@ -432,7 +571,9 @@ JSON = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @given(
-    field=st.sampled_from(["replica", "arms", "gates", "accounts", "in_flight", "origin", "serial", "age_s"]),
+    field=st.sampled_from(
+        ["replica", "arms", "hours", "gates", "accounts", "in_flight", "origin", "serial", "age_s", "warmed_s"]
+    ),
     value=JSON,
 )
 def test_whatever_is_read_can_be_merged(field, value):
@@ -463,6 +604,23 @@ def test_whatever_is_read_can_be_merged(field, value):
 )
 def test_whatever_is_told_of_a_target_leaves_the_selector_sound(arm, gate):
     _merges(read(told(arms=[arm], gates={"a/m": gate}, accounts={"a/m": ""}), OURS))
+
+
+NUMBERS = st.integers(-2, 9) | st.integers(-(2**60), 2**60) | st.floats()
+SLOTS = st.lists(st.tuples(st.floats(-4000.0, 400.0) | NUMBERS, st.lists(NUMBERS, max_size=4)), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    operation=st.sampled_from(["generate", "dance"]),
+    phases=st.dictionaries(st.sampled_from(["queued", "lunch"]), SLOTS, max_size=2),
+    kind=st.none() | st.tuples(NUMBERS, NUMBERS, st.sampled_from([None, "", "high", 3])),
+    results=SLOTS,
+    seconds=SLOTS,
+)
+def test_whatever_is_told_of_an_hour_leaves_the_selector_sound(operation, phases, kind, results, seconds):
+    hour = {"operation": operation, "target": "a/m", "phases": phases, "classes": [(kind, results, seconds)]}
+    _merges(read(told(hours=[hour]), OURS))
 
 
 def _merges(message: sharing.Told | None) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from operator import itemgetter
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.routing import Candidate, Outcome, Prior, RouteRequest, Selector
-from router.routing.sketch import P95_SAMPLES, Histogram, wilson
+from router.routing.hour import CLASSES, PHASES, Hour
+from router.routing.request import Result
+from router.routing.sketch import P95_SAMPLES, Histogram, Window, wilson
+from router.routing.work import Work
 
 TARGETS = ("a/m", "b/m")
 
@@ -91,6 +96,16 @@ def test_classes_of_work_are_kept_apart_and_a_new_one_is_reckoned_from_the_other
     assert 2.0 < fresh["reckoned_p50_s"] < 9.0
 
 
+def test_classes_that_are_too_many_are_not_shown_and_yet_counted():
+    selector, other = Selector(replica="one"), Selector(replica="two")
+    for n in range(CLASSES + 10):
+        run(selector, asked(n + 1), Outcome.success(), 10.0 * n, 2.0)
+    other.merge(selector.delta(800.0), 800.0)
+    for machine in selector, other:
+        facts = hour(machine, 800.0)
+        assert (facts["n"], len(facts["classes"])) == (CLASSES + 10, CLASSES)
+
+
 def test_the_hour_slides():
     selector = Selector()
     run(selector, asked(), Outcome.success(), 0.0, 2.0, first_byte=1.0)
@@ -98,6 +113,108 @@ def test_the_hour_slides():
     late = hour(selector, 4000.0)
     assert (late["n"], late["results"], late["phases"]["first_byte"]["n"]) == (0, {}, 0)
     assert selector.snapshot(4000.0)["a/m"]["generate"]["age_s"] == 3998.0
+
+
+# --- several routers ----------------------------------------------------------------------------------------------
+
+CLOCKS = (0.0, 100.0, -7_000.5, 86_399.9)  # what the replicas' clocks read at the start
+KINDS = (Work.of(1, 1.0, None), Work.of(4, 1.0, "high"), Work.of(1, 4.0, None))
+WHOLE = 3290.0  # whatever the slots, all of so many seconds is within the hour
+
+attempts = st.lists(
+    st.tuples(
+        st.floats(0.0, WHOLE),  # when it ended
+        st.sampled_from(Result),
+        st.floats(0.01, 600.0),  # seconds
+        st.sampled_from(KINDS),
+        st.sampled_from(PHASES),
+        st.integers(0, len(CLOCKS) - 1),  # where
+        st.booleans(),  # whether that replica tells now what it has
+    ),
+    max_size=80,
+).map(lambda found: sorted(found, key=itemgetter(0)))
+
+
+class Routers:
+    """Hours of several routers, each on its own clock; what they tell arrives late and in any order."""
+
+    def __init__(self) -> None:
+        self.hours = [Hour() for _ in CLOCKS]
+        self._told: list[tuple[int, float, bytes]] = []
+
+    def attempt(self, at, result, seconds, work, phase, where) -> None:
+        add(self.hours[where], at + CLOCKS[where], result, seconds, work, phase)
+
+    def tell(self, where: int, at: float) -> None:
+        told = self.hours[where].told(at + CLOCKS[where])
+        if told is not None:
+            self._told.append((where, at, orjson.dumps(told)))
+
+    def hear(self, rng: random.Random) -> None:
+        rng.shuffle(self._told)
+        for where, at, told in self._told:
+            for other, hour in enumerate(self.hours):
+                if other != where:
+                    hour.hear(orjson.loads(told), at + CLOCKS[other])
+        self._told.clear()
+
+    def snapshots(self, at: float):
+        return [hour.snapshot(at + clock, lambda kind: 1.0) for hour, clock in zip(self.hours, CLOCKS, strict=True)]
+
+
+def add(hour: Hour, at: float, result: Result, seconds: float, work: Work, phase: str) -> None:
+    hour.reached(phase, seconds / 2.0, at)
+    hour.ended(result, seconds, work, at)
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts, st.randoms(use_true_random=False))
+def test_routers_that_tell_each_other_count_what_one_would_that_had_seen_all(attempts, rng):
+    routers, one = Routers(), Hour()
+    for at, *attempt, where, tells in attempts:
+        add(one, at, *attempt)
+        routers.attempt(at, *attempt, where)
+        if tells:
+            routers.tell(where, at)
+        if rng.random() < 0.2:
+            routers.hear(rng)
+    for where in range(len(CLOCKS)):
+        routers.tell(where, WHOLE)
+    routers.hear(rng)
+    for where in range(len(CLOCKS)):
+        routers.tell(where, WHOLE)  # what was heard is no news
+    assert not routers._told
+    expected = one.snapshot(WHOLE, lambda kind: 1.0)
+    assert routers.snapshots(WHOLE) == [expected] * len(CLOCKS)
+    took = sorted(seconds for _, result, seconds, *_ in attempts if result is Result.SUCCESS)
+    for figure, q in (("p50_s", 0.5), ("p95_s", 0.95)):
+        exact = took[math.ceil(q * len(took)) - 1] if took else None
+        assert expected[figure] == (exact if exact is None else pytest.approx(exact, rel=0.0101, abs=1e-4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(attempts, st.floats(0.0, 7200.0))
+def test_an_attempt_leaves_the_hour_of_all_routers_when_it_leaves_that_of_its_own(attempts, later):
+    routers, alone = Routers(), Routers()
+    for at, *attempt, where, tells in attempts:
+        routers.attempt(at, *attempt, where)
+        alone.attempt(at, *attempt, where)
+        if tells:
+            routers.tell(where, at)
+    for where in range(len(CLOCKS)):
+        routers.tell(where, WHOLE)
+    routers.hear(random.Random(1))
+
+    def ended(snapshots) -> list[int]:
+        return [sum(snapshot["results"].values()) for snapshot in snapshots]
+
+    # Its own leave to the second, those of others to a tick.
+    at = WHOLE + later
+    before = sum(ended(alone.snapshots(at - Window.TICK_S)))
+    own = ended(alone.snapshots(at))
+    after = sum(ended(alone.snapshots(at + Window.TICK_S)))
+    for its, merged in zip(own, ended(routers.snapshots(at)), strict=True):
+        assert max(after, its) <= merged <= before
 
 
 @given(
