@@ -315,21 +315,20 @@ def written(request: httpx.Request) -> tuple[bytes, bytes | httpx.AsyncByteStrea
     """The request's head as it goes over the wire, and its body. LocalProtocolError if a header would break out."""
     stream = request.stream
     body: Any = b"".join(stream) if isinstance(stream, httpx.ByteStream) else stream  # the one piece itself
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
-    host = sized = False
+    lines = [request.method.encode("ascii") + b" " + request.url.raw_path + b" HTTP/1.1"]
+    said = set()
     for name, value in raw_headers(request):
         lowered = name.lower()
-        if lowered in _OURS:
-            continue
-        host = host or lowered == b"host"
-        sized = sized or lowered == b"content-length"
-        lines.append(b"%b: %b" % (name, value))
-    if not host:
+        if lowered not in _OURS:
+            said.add(lowered)
+            lines.append(name + b": " + value)
+    if b"host" not in said:
         lines.append(b"Host: " + request.url.netloc)
-    if not sized and not isinstance(body, bytes):
-        lines.append(b"transfer-encoding: chunked")
-    elif not sized and (body or request.method not in ("GET", "HEAD")):
-        lines.append(b"content-length: %d" % len(body))
+    if b"content-length" not in said:
+        if not isinstance(body, bytes):
+            lines.append(b"transfer-encoding: chunked")
+        elif body or request.method not in ("GET", "HEAD"):
+            lines.append(b"content-length: %d" % len(body))
     lines.append(b"accept-encoding: identity\r\n\r\n")
     head = b"\r\n".join(lines)
     ends = len(lines) + 1

@@ -17,6 +17,30 @@ from router.blob import Blob
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 
+class Endpoint(httpx.URL):
+    """A URL that many requests go to: each of its parts is worked out once."""
+
+    @cached_property
+    def scheme(self) -> str:
+        return super().scheme
+
+    @cached_property
+    def host(self) -> str:
+        return super().host
+
+    @cached_property
+    def port(self) -> int | None:
+        return super().port
+
+    @cached_property
+    def netloc(self) -> bytes:
+        return super().netloc
+
+    @cached_property
+    def raw_path(self) -> bytes:
+        return super().raw_path
+
+
 class Ready(httpx.Request):
     """A request with all the headers that it is sent with, and its body as a stream."""
 
@@ -43,11 +67,17 @@ class Whole(httpx.Response):
     """A response whose body is in memory as it is meant to be read: httpx's own would send it through its decoders."""
 
     def __init__(self, status: int, raw: RawHeaders, body: Blob) -> None:
-        super().__init__(status, stream=_SPENT)
-        del self.headers  # so that it is made when somebody asks
-        self.is_closed = self.is_stream_consumed = True
+        self.status_code = status
         self.raw = raw
         self.body = body
+        self.stream = _SPENT
+        self.is_closed = self.is_stream_consumed = True
+        self.extensions = {}
+        self.history = []
+        self.next_request = None
+        self.default_encoding = "utf-8"
+        self._request = None
+        self._num_bytes_downloaded = len(body)
 
     @cached_property
     def headers(self) -> httpx.Headers:  # type: ignore[override]  # there an attribute, set when it is made
@@ -65,6 +95,7 @@ class Whole(httpx.Response):
 
 
 _SPENT = httpx.ByteStream(b"")
+_MADE_AT_ONCE = (Ready, Whole)
 
 
 def body_of(response: httpx.Response) -> Blob:
@@ -74,7 +105,7 @@ def body_of(response: httpx.Response) -> Blob:
 
 def raw_headers(message: httpx.Request | httpx.Response) -> RawHeaders:
     """The headers of a message as they are on the wire."""
-    if isinstance(message, Ready | Whole) and "headers" not in message.__dict__:
+    if isinstance(message, _MADE_AT_ONCE) and "headers" not in message.__dict__:
         return message.raw
     return message.headers.raw  # also where somebody asked, and may have changed them
 

@@ -19,7 +19,7 @@ import pybase64
 
 from router.errors import Billed, ErrorKind, ProviderError
 from router.types import ImageRequest, InputImage, Operation, Target, Warn
-from router.whole import Ready
+from router.whole import Endpoint, Ready
 
 JSON_HEADERS = [(b"content-type", b"application/json"), (b"accept", b"application/json")]
 ACCEPT_HEADERS = [(b"accept", b"application/json")]
@@ -37,7 +37,7 @@ _NEVER = frozenset(
 @lru_cache(maxsize=512)
 def endpoint(address: str) -> httpx.URL:
     """The parsed URL of a configured endpoint (parsing costs as much as all the rest of a small call)."""
-    return httpx.URL(address)
+    return Endpoint(address)
 
 
 def post(
