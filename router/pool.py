@@ -19,7 +19,7 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -110,7 +110,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         self._accepts = accepts
         self._ssl_context = ssl_context
         self._resolve = resolve or _system_addresses
-        self._idle: dict[Origin, deque[Connection]] = {}
+        self._idle: defaultdict[Origin, deque[Connection]] = defaultdict(deque)
         self._open: set[Connection] = set()
         self._names: dict[tuple[str, int], tuple[float, asyncio.Future[list[str]] | None]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -247,7 +247,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
             connection.abort()
             return
         connection.idle_since = time.monotonic()
-        self._idle.setdefault(connection.origin, deque()).append(connection)
+        self._idle[connection.origin].append(connection)
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._keepalive_s, self._sweep)
 
