@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,6 +31,8 @@ log = structlog.get_logger("pixelroute")
 
 SANDBOX_MODELS = Path(emulator.__file__).with_name("models.yaml")
 """Models of the sandbox that behave in ways one wants to try an application on."""
+
+_READ_BYTES = 256 * 1024  # at once
 
 
 def serve_forever(
@@ -62,7 +65,7 @@ async def _serve(
             app,
             host=host,
             port=port,
-            http=Reading,  # type: ignore[arg-type]  # makes connections like a protocol's class
+            http=connections(),
             ws="none",
             log_config=None,
             access_log=False,
@@ -142,16 +145,15 @@ class _Protocol(HttpToolsProtocol):
             cycle.message_event.set()
 
 
-class Reading(asyncio.BufferedProtocol):
-    """A connection read into memory that all of them share: what comes is taken from there before anything else does.
+class _Reading(asyncio.BufferedProtocol):
+    """A connection read into memory that it shares with others: what comes is taken from there before more is read.
 
     Together with ``on_body`` above, a picture of 4 MB is copied once between socket and form, and not four times: a
     fifth of all the CPU of its edit (2026-11).
     """
 
-    _memory = memoryview(bytearray(256 * 1024))
-
-    def __init__(self, **how: Any) -> None:
+    def __init__(self, memory: memoryview, **how: Any) -> None:
+        self._memory = memory
         self._protocol = _Protocol(**how)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -174,6 +176,11 @@ class Reading(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._protocol.data_received(self._memory[:nbytes])  # type: ignore[arg-type]  # its parser takes any buffer
+
+
+def connections() -> Any:
+    """What uvicorn makes connections of in place of a protocol's class. Those of one event loop share their memory."""
+    return partial(_Reading, memoryview(bytearray(_READ_BYTES)))
 
 
 class _Server(uvicorn.Server):

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 import uvicorn
 from starlette.applications import Starlette
 
-from router.server import Reading
+from router.server import connections
 
 
 @asynccontextmanager
 async def served(app: Starlette) -> AsyncIterator[str]:
     """The app on a loopback port; its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, http=Reading)  # type: ignore[arg-type]
+        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, http=connections())
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)

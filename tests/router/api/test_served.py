@@ -424,3 +424,12 @@ async def test_a_large_upload_arrives_whole(url: str, gateway: FakeGateway) -> N
         files: list[Any] = [("image", data), ("model", (None, b"gpt-image-2")), ("prompt", (None, b"a"))]
         assert (await client.post("/v1/images/edits", files=files)).is_success
     assert gateway.requests[0].images[0].data == data
+
+
+async def test_uploads_side_by_side_do_not_mix(url: str, gateway: FakeGateway) -> None:
+    sent = [picture(64 + number, 64) + bytes([number]) * 600_000 for number in range(6)]
+    async with httpx.AsyncClient(base_url=url, headers={"api-key": KEY}) as client:
+        fields: list[Any] = [("model", (None, b"gpt-image-2")), ("prompt", (None, b"a"))]
+        uploads = (client.post("/v1/images/edits", files=[("image", data), *fields]) for data in sent)
+        assert all(answer.is_success for answer in await asyncio.gather(*uploads))
+    assert sorted(bytes(request.images[0].data) for request in gateway.requests) == sorted(sent)
