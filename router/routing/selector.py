@@ -34,6 +34,7 @@ SESSIONS = 10_000
 SURE_IN_TIME = 3.0  # standard deviations between the median and the limit from which the limit does not matter
 BILL_SAMPLES = 2.0  # what the stated billing facts count as
 SEEMS_STUCK = 0.5  # that a call at a target that is ejected as stuck never ends, whatever its own age
+LEAST_SILENT_S = 5.0  # such a call has so long all the same: a quick target may be late for once
 RETRIES = 3.0  # of the same target that can be saved up
 BILL_UNKNOWN = "bill_unknown"  # why a target may not take a rescue
 
@@ -383,7 +384,8 @@ class Selector:
         chosen = decision.chosen
         if chosen is None:
             return None
-        if self._hangs(chosen.target):
+        hangs = self._hangs(chosen.target)
+        if hangs:
             stuck = SEEMS_STUCK
         elif wanted or self.settings.rescue:
             stuck = self._fleet.arm(decision.ask.operation, chosen.target, chosen.provider).stalls
@@ -395,7 +397,7 @@ class Selector:
             return None
         if not self._budget(decision.ask.model).affords_rescue(second.price, now):
             return None
-        return rescue_delay(
+        delay_s = rescue_delay(
             chosen.ln_median,
             chosen.sigma,
             stuck_share=stuck,
@@ -404,6 +406,7 @@ class Selector:
             value_of_time=decision.ask.value_of_time,
             limit_s=chosen.limit_s,
         )
+        return delay_s if delay_s is None or not hangs else max(delay_s, LEAST_SILENT_S)
 
     def rescue(
         self,

@@ -261,6 +261,17 @@ def test_calls_at_a_target_found_stuck_are_named_once_whatever_they_do_and_cost(
     assert machine.rescue_after(request, first, 21.0) is None
 
 
+def test_a_quick_target_that_is_late_for_once_has_a_few_seconds_all_the_same():
+    machine, request = racing()
+    for number in range(40):
+        machine.on_start("a/m", request, 0.1 * number, str(number))
+        machine.on_end(str(number), Outcome.success(), 0.1 * number + 0.05)
+    first = machine.choose(request, 5.0)
+    machine.on_start("a/m", request, 5.0, "late")
+    assert machine.stuck(7.0) == ["late"]
+    assert machine.rescue_after(request, first, 7.0) == 5.0
+
+
 def test_what_another_router_found_stuck_is_so_here():
     machine, request = racing()
     other, _ = racing()
