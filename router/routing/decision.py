@@ -213,7 +213,7 @@ def _row_record(row: Row, chosen: Row | None, digits: int) -> dict[str, Any]:
 
 def _row_from(entry: Mapping[str, Any]) -> Row:
     numbers = {name: float(entry[key]) for key, name in _NUMBERS if key in entry}
-    row = Row(
+    return Row(
         entry["target"],
         entry["target"].partition("/")[0] if "provider" not in entry else entry["provider"],
         entry["price_nanos"],
@@ -233,12 +233,11 @@ def _row_from(entry: Mapping[str, Any]) -> Row:
         entry.get("weight", 1.0),
         entry.get("priority", 0),
         entry.get("limit_s", 120.0),
+        numbers.get("assumed", 0.0),
+        numbers.get("ill", 0.0),
+        numbers.get("well_p", numbers["p"]),
+        numbers.get("well_s", numbers["mean_s"]),
     )
-    row.assumed = numbers.get("assumed", 0.0)
-    row.ill = numbers.get("ill", 0.0)
-    row.well_p = numbers.get("well_p", row.p)
-    row.well_s = numbers.get("well_s", row.mean_s)
-    return row
 
 
 def _record(decision: Decision, ranked: Sequence[Row]) -> dict[str, Any]:

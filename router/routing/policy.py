@@ -74,6 +74,10 @@ class Row:
         weight: float,
         priority: int,
         limit_s: float,
+        assumed: float,
+        ill: float,
+        well_p: float,
+        well_s: float,
     ) -> None:
         self.target = target
         self.provider = provider
@@ -94,10 +98,10 @@ class Row:
         self.weight = weight
         self.priority = priority
         self.limit_s = limit_s  # an attempt is given up after this long
-        self.assumed = 0.0  # share of its calls of which it is only assumed that they fail
-        self.ill = 0.0  # probability that it fails more often than it usually does
-        self.well_p = p  # success and seconds when it is itself again; they differ while something is wrong
-        self.well_s = mean_s
+        self.assumed = assumed  # share of its calls of which it is only assumed that they fail
+        self.ill = ill  # probability that it fails more often than it usually does
+        self.well_p = well_p  # success and seconds when it is itself again; they differ while something is wrong
+        self.well_s = well_s
         self.until: float | None = None  # when its exclusion ends, where known
         self.index = 0.0
 

@@ -210,16 +210,15 @@ class Selector:
                 candidate.weight,
                 candidate.priority,
                 limit_s,
+                reliability.assumed,
+                reliability.ill,
+                reliability.well_p,
+                mean_s * pace.well,
             )
-            row.ill = reliability.ill
-            row.assumed = reliability.assumed
-            row.well_p = reliability.well_p
-            row.well_s = mean_s * pace.well
-            if why == PROBE:
+            if why is not None:
                 row.until = until
-                row.fail_s = arm.last_fail_s
-            elif why is not None:
-                row.until = until
+                if why == PROBE:
+                    row.fail_s = arm.last_fail_s
             rows.append(row)
         return rows
 
