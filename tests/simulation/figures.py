@@ -445,7 +445,7 @@ PARTS: Mapping[str, RoutingSettings] = {
     "no looks at unused targets": RoutingSettings(explore_share=0.0, explore_every_s=math.inf),
     "no optimism about little-known targets": RoutingSettings(optimism=0.0),
     "no ejection of what seems stuck": RoutingSettings(stuck=math.inf),
-    "rescue of stuck calls": RoutingSettings(rescue=True, rescue_unknown_bills=True),
+    "rescue also where only one call is late": RoutingSettings(rescue=True, rescue_unknown_bills=True),
 }
 
 
