@@ -518,10 +518,10 @@ class Gateway:
 
     def _look(self) -> None:
         """While attempts run: whether a target has stopped answering."""
+        self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._look) if self._waiting else None
         for attempt_id in self._selector.stuck(self._clock.monotonic()):
             if (attempt := self._waiting.get(attempt_id)) is not None:
                 self._set_alarm(attempt)
-        self._watch = asyncio.get_running_loop().call_later(WATCH_S, self._look) if self._waiting else None
 
     def _set_alarm(self, attempt: _Attempt) -> None:
         """Wake it when a second target is worth its money, if it will be."""
