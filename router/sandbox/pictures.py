@@ -217,7 +217,8 @@ def _byte(part: float) -> int:
 
 
 def _mix(one: Color, other: Color, share: float) -> Color:
-    return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
+    (r, g, b), (other_r, other_g, other_b) = one, other
+    return round(r + (other_r - r) * share), round(g + (other_g - g) * share), round(b + (other_b - b) * share)
 
 
 def _quoted(prompt: str) -> str:
