@@ -75,7 +75,7 @@ class RoutingSettings:
     # Money that may be spent without delivering a picture
     waste_share: float = 0.03  # of the last hour's spend, per model: maybe-billed failovers and rescues
     waste_floor_calls: float = 4.0
-    rescue: bool = False  # a second copy elsewhere of a call that is probably stuck
+    rescue: bool = False  # a second copy elsewhere of any call that is far too late, not only where the target hangs
     rescue_share: float = 0.03  # of the requests at most
     rescue_every_s: float = 900.0  # at low traffic: one in this time, as many saved up as the floor above
     rescue_unknown_bills: bool = False  # also where nobody knows what a failed call costs
