@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Problem
+from router.sandbox.emulator import Call, Problem, Wrong
 from router.sandbox.openai import OpenAI
 from router.sandbox.openai_shape import Fields
 
@@ -53,27 +53,18 @@ class Azure(OpenAI):
             raise Problem(_error(404, "404", "Resource not found"))
         return deployment
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return _error(401, "401", "Access denied due to invalid subscription key or wrong API endpoint.")
             case "not_found":
                 return _error(404, "DeploymentNotFound", "The API deployment for this resource does not exist.")
             case "rate_limited":
-                wait = f" Please retry after {retry_after:g} seconds." if retry_after is not None else ""
+                wait = f" Please retry after {wrong.retry_after:g} seconds." if wrong.retry_after is not None else ""
                 reply = _error(429, "429", f"Requests to this deployment have exceeded the call rate limit.{wait}")
-                if retry_after is not None:
-                    reply.headers["retry-after"] = f"{retry_after:g}"
-                    reply.headers["retry-after-ms"] = f"{retry_after * 1000:g}"
+                if wrong.retry_after is not None:
+                    reply.headers["retry-after"] = f"{wrong.retry_after:g}"
+                    reply.headers["retry-after-ms"] = f"{wrong.retry_after * 1000:g}"
                 return reply
             case "refused":
                 results = {"sexual": {"filtered": True, "severity": "high"}}
@@ -81,7 +72,7 @@ class Azure(OpenAI):
                 text = "Your request was rejected as a result of our safety system."
                 return _error(400, "content_policy_violation", text, inner_error=inner, type="invalid_request_error")
             case _:
-                return super().problem(kind, message, status=status, param=param, retry_after=retry_after, code=code)
+                return super().error(wrong)
 
 
 def _error(status: int, code: str, message: str, **more: Any) -> Response:

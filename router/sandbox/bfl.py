@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, whole
+from router.sandbox.emulator import Call, Emulator, Problem, Wrong, decode_base64, whole
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio, megapixels, shrunk
 from router.sandbox.webhooks import deliver
@@ -110,16 +110,8 @@ class BFL(Emulator):
             self.route("/v1/{model}", self.submit),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return _detail(403, "Not authenticated - Invalid or missing API key")
             case "no_credit":
@@ -129,10 +121,14 @@ class BFL(Emulator):
             case "rate_limited":  # no Retry-After: none is documented
                 return _detail(429, f"Too many active tasks: at most {ACTIVE_TASKS}")
             case "server_error":
-                return _detail(status or 500, message or "Internal Server Error")
+                return _detail(wrong.status or 500, wrong.message or "Internal Server Error")
             case _:
-                wrong = {"loc": ["body", *([param] if param else [])], "msg": message, "type": "value_error"}
-                return _detail(422, [wrong]) if param else _detail(400, message or "Bad request")
+                detail = {
+                    "loc": ["body", *([wrong.param] if wrong.param else [])],
+                    "msg": wrong.message,
+                    "type": "value_error",
+                }
+                return _detail(422, [detail]) if wrong.param else _detail(400, wrong.message or "Bad request")
 
     async def submit(self, call: Call) -> Response:
         body = await call.json()

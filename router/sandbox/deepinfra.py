@@ -16,7 +16,7 @@ from typing import ClassVar
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Problem, encode_base64
+from router.sandbox.emulator import Call, Problem, Wrong, encode_base64
 from router.sandbox.invoice import NANO
 from router.sandbox.openai_shape import Fields, OpenAIShape
 from router.sandbox.pictures import Brief, Size
@@ -71,32 +71,23 @@ class DeepInfra(OpenAIShape):
             self.route("/v1/inference/{model:path}", self.native),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return _error(401, "User is not authenticated.")
             case "no_credit":
                 return _error(402, "Insufficient balance.")
             case "not_found":
-                return _error(404, message or "Model is not available.")
+                return _error(404, wrong.message or "Model is not available.")
             case "rate_limited":
                 reply = _error(429, "Model busy, retry later.")
-                if retry_after is not None:
-                    reply.headers["retry-after"] = f"{retry_after:g}"
+                if wrong.retry_after is not None:
+                    reply.headers["retry-after"] = f"{wrong.retry_after:g}"
                 return reply
             case "server_error":
-                return _error(status or 500, message or "Internal server error.")
+                return _error(wrong.status or 500, wrong.message or "Internal server error.")
             case _:
-                return _error(400, message or "Bad request.")
+                return _error(400, wrong.message or "Bad request.")
 
     async def generate(self, call: Call) -> Response:
         return await self._serve(call, "generate", await call.json(), [])

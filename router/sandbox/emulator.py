@@ -1,6 +1,6 @@
 """What every emulated provider has in common: arriving calls, faults before and after the work, files, billing.
 
-An emulator is a class with routes per host and ``problem()``, the provider's way of saying that something is wrong.
+An emulator is a class with routes per host and ``error()``, the provider's way of saying that something is wrong.
 Its handlers read straight: admit the call, check the input, make the pictures, bill, answer.
 """
 
@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -36,6 +37,18 @@ class Problem(Exception):
     def __init__(self, response: Response) -> None:
         super().__init__(f"answer {response.status_code}")
         self.response = response
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """What is wrong with a call. Providers differ in which of it they tell."""
+
+    kind: str  # invalid, unauthenticated, no_credit, not_found, refused, rate_limited, server_error, too_large
+    message: str = ""  # empty: in the provider's usual words
+    status: int | None = None  # instead of the provider's usual one
+    param: str | None = None
+    retry_after: float | None = None  # seconds
+    code: str | None = None
 
 
 class Call:
@@ -264,6 +277,9 @@ class Emulator(ABC):
     def routes(self, host: str) -> Sequence[BaseRoute]: ...
 
     @abstractmethod
+    def error(self, wrong: Wrong) -> Response:
+        """An error in the provider's own shape."""
+
     def problem(
         self,
         kind: str,
@@ -272,9 +288,10 @@ class Emulator(ABC):
         status: int | None = None,
         param: str | None = None,
         retry_after: float | None = None,
+        code: str | None = None,
     ) -> Response:
-        """An error in the provider's own shape. ``kind``: invalid, unauthenticated, no_credit, not_found, refused,
-        rate_limited, server_error, too_large."""
+        """An error of this ``Wrong``, as the provider says it."""
+        return self.error(Wrong(kind, message, status, param, retry_after, code))
 
     def authorized(self, request: Request) -> bool:
         return request.headers.get("authorization") == f"Bearer {self.key}"

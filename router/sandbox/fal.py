@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from router.sandbox.answers import EventStream
-from router.sandbox.emulator import Call, Emulator, Problem, encode_base64
+from router.sandbox.emulator import Call, Emulator, Problem, Wrong, encode_base64
 from router.sandbox.fal_apps import APPS, PRESETS, App, Order, check, infrastructure_error, model_error, plain
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.webhooks import deliver
@@ -98,33 +98,29 @@ class Fal(Emulator):
             case _:
                 return [self.files_route(host)]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
-                return plain(401, message or "Cannot access application. Authentication is required.")
+                return plain(401, wrong.message or "Cannot access application. Authentication is required.")
             case "no_credit":
-                return plain(403, message or "User is locked. Reason: Exhausted balance.")
+                return plain(403, wrong.message or "User is locked. Reason: Exhausted balance.")
             case "not_found":
-                return plain(404, message or "Not found")
+                return plain(404, wrong.message or "Not found")
             case "rate_limited":  # no Retry-After: fal documents none
-                return plain(429, message or "Concurrent requests limit reached.")
+                return plain(429, wrong.message or "Concurrent requests limit reached.")
             case "server_error":
                 words = {502: "runner_incomplete_response", 503: "runner_scheduling_failure", 504: "request_timeout"}
-                return infrastructure_error(status or 500, words.get(status or 500, "runner_server_error"), message)
+                return infrastructure_error(
+                    wrong.status or 500, words.get(wrong.status or 500, "runner_server_error"), wrong.message
+                )
             case "refused":
                 return model_error(
-                    "content_policy_violation", ["body", "prompt"], message or "The content was flagged."
+                    "content_policy_violation", ["body", "prompt"], wrong.message or "The content was flagged."
                 )
             case _:
-                return model_error("value_error", ["body", *([param] if param else [])], message or "Invalid input.")
+                return model_error(
+                    "value_error", ["body", *([wrong.param] if wrong.param else [])], wrong.message or "Invalid input."
+                )
 
     def stamp(self, call: Call, response: Response) -> None:
         response.headers["x-fal-request-id"] = call.request.path_params.get("request_id", call.id)

@@ -17,7 +17,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from router.sandbox.answers import EventStream
-from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, listing, mapping, whole
+from router.sandbox.emulator import (
+    Call,
+    Emulator,
+    Problem,
+    Wrong,
+    decode_base64,
+    encode_base64,
+    listing,
+    mapping,
+    whole,
+)
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.world import Latency
 
@@ -98,16 +108,8 @@ class Google(Emulator):
         given = request.headers.get("x-goog-api-key") or request.query_params.get("key")
         return given == self.key
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
                 text = "API key not valid. Please pass a valid API key."
@@ -115,19 +117,19 @@ class Google(Emulator):
             case "no_credit":
                 return _error(400, "FAILED_PRECONDITION", "Billing is not enabled for this project.")
             case "not_found":
-                return _error(404, "NOT_FOUND", message or "The model is not found.")
+                return _error(404, "NOT_FOUND", wrong.message or "The model is not found.")
             case "rate_limited":  # no Retry-After: the hint is in the details
                 details = []
-                if retry_after is not None:
+                if wrong.retry_after is not None:
                     kind_ = "type.googleapis.com/google.rpc.RetryInfo"
-                    details.append({"@type": kind_, "retryDelay": f"{retry_after:g}s"})
+                    details.append({"@type": kind_, "retryDelay": f"{wrong.retry_after:g}s"})
                 return _error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.", details)
             case "server_error":
                 words = {503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
-                text = message or "An internal error has occurred."
-                return _error(status or 500, words.get(status or 500, "INTERNAL"), text)
+                text = wrong.message or "An internal error has occurred."
+                return _error(wrong.status or 500, words.get(wrong.status or 500, "INTERNAL"), text)
             case _:
-                return _error(400, "INVALID_ARGUMENT", message or "Request contains an invalid argument.")
+                return _error(400, "INVALID_ARGUMENT", wrong.message or "Request contains an invalid argument.")
 
     async def models(self, call: Call) -> Response:
         methods = ["generateContent", "countTokens"]

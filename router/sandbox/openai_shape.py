@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, Problem
+from router.sandbox.emulator import Call, Emulator, Problem, Wrong
 from router.sandbox.pictures import Size
 
 Fields = dict[str, Any]
@@ -24,18 +24,9 @@ class OpenAIShape(Emulator):
     @abstractmethod
     def routes(self, host: str) -> Sequence[BaseRoute]: ...
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
+    def error(self, wrong: Wrong) -> Response:
         headers = {}
-        match kind:
+        match wrong.kind:
             case "unauthenticated":
                 reply = (401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided.")
             case "no_credit":
@@ -44,10 +35,15 @@ class OpenAIShape(Emulator):
                 reply = (404, "invalid_request_error", "model_not_found", "The model does not exist.")
             case "rate_limited":
                 reply = (429, "requests", "rate_limit_exceeded", "Rate limit reached. Please try again later.")
-                if retry_after is not None:
-                    headers["retry-after"] = f"{retry_after:g}"
+                if wrong.retry_after is not None:
+                    headers["retry-after"] = f"{wrong.retry_after:g}"
             case "server_error":
-                reply = (status or 500, "server_error", "server_error", "The server had an error. Please try again.")
+                reply = (
+                    wrong.status or 500,
+                    "server_error",
+                    "server_error",
+                    "The server had an error. Please try again.",
+                )
             case "refused":
                 text = "Your request was rejected by the safety system. safety_violations=[sexual]."
                 reply = (400, "image_generation_user_error", "moderation_blocked", text)
@@ -56,8 +52,13 @@ class OpenAIShape(Emulator):
             case _:
                 reply = (400, "invalid_request_error", "invalid_value", "The request is not valid.")
         number, type_, usual_code, text = reply
-        error = {"message": message or text, "type": type_, "param": param, "code": code or usual_code}
-        return JSONResponse({"error": error}, status or number, headers=headers)
+        error = {
+            "message": wrong.message or text,
+            "type": type_,
+            "param": wrong.param,
+            "code": wrong.code or usual_code,
+        }
+        return JSONResponse({"error": error}, wrong.status or number, headers=headers)
 
     def reject(self, message: str, param: str | None, code: str = "invalid_value") -> Problem:
         return Problem(self.problem("invalid", message, param=param, code=code))

@@ -22,7 +22,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, Problem, listing, whole
+from router.sandbox.emulator import Call, Emulator, Problem, Wrong, listing, whole
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio, megapixels
 from router.sandbox.webhooks import deliver
@@ -118,35 +118,27 @@ class Replicate(Emulator):
             self.route("/v1/files", self.upload, step="upload"),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return _error(401, "Unauthenticated", "You did not pass a valid authentication token")
             case "no_credit":
                 return _error(402, "Insufficient credit", "You have insufficient credit to run this model.")
             case "not_found":
-                return _error(404, "Not found", message or "The requested resource could not be found.")
+                return _error(404, "Not found", wrong.message or "The requested resource could not be found.")
             case "rate_limited":
-                seconds = retry_after or 1
+                seconds = wrong.retry_after or 1
                 text = f"Request was throttled. Your rate limit resets in ~{seconds:g}s."
                 reply = _error(429, "Too many requests", text)
-                if retry_after is not None:
-                    reply.headers["retry-after"] = f"{retry_after:g}"
+                if wrong.retry_after is not None:
+                    reply.headers["retry-after"] = f"{wrong.retry_after:g}"
                 return reply
             case "server_error":
-                return _error(status or 500, "Internal server error", message or "Something went wrong.")
+                return _error(wrong.status or 500, "Internal server error", wrong.message or "Something went wrong.")
             case _:
-                field_name = param or "prompt"
-                invalid = {"type": "invalid", "field": f"input.{field_name}", "description": message}
-                text = f"- input.{field_name}: {message}\n"
+                field_name = wrong.param or "prompt"
+                invalid = {"type": "invalid", "field": f"input.{field_name}", "description": wrong.message}
+                text = f"- input.{field_name}: {wrong.message}\n"
                 return _error(422, "Input validation failed", text, invalid_fields=[invalid])
 
     # Predictions

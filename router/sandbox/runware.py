@@ -20,7 +20,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from router.sandbox.emulator import Call, Emulator, Problem, decode_base64, encode_base64, listing, mapping, whole
+from router.sandbox.emulator import (
+    Call,
+    Emulator,
+    Problem,
+    Wrong,
+    decode_base64,
+    encode_base64,
+    listing,
+    mapping,
+    whole,
+)
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.sizes import megapixels
 from router.sandbox.webhooks import deliver
@@ -78,16 +88,8 @@ class Runware(Emulator):
             case _:
                 return [self.files_route(host)]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 refused = Refused("invalidApiKey", "Invalid API key.", "apiKey", 401)
             case "no_credit":
@@ -95,14 +97,18 @@ class Runware(Emulator):
             case "rate_limited":
                 refused = Refused("rateLimitExceeded", "Too many requests.", None, 429)
             case "server_error":
-                refused = Refused("internalServerError", message or "Internal server error.", None, status or 500)
+                refused = Refused(
+                    "internalServerError", wrong.message or "Internal server error.", None, wrong.status or 500
+                )
             case "refused":
                 refused = Refused("contentModerated", "The content was flagged by the moderation.", "positivePrompt")
             case _:
-                refused = Refused("invalidParameter", message or "Invalid request.", param, status or 400)
+                refused = Refused(
+                    "invalidParameter", wrong.message or "Invalid request.", wrong.param, wrong.status or 400
+                )
         reply = _errors([refused.entry], refused.status)
-        if retry_after is not None and kind == "rate_limited":
-            reply.headers["retry-after"] = f"{retry_after:g}"
+        if wrong.retry_after is not None and wrong.kind == "rate_limited":
+            reply.headers["retry-after"] = f"{wrong.retry_after:g}"
         return reply
 
     # Two ways in

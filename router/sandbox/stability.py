@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Emulator, Problem, encode_base64
+from router.sandbox.emulator import Call, Emulator, Problem, Wrong, encode_base64
 from router.sandbox.pictures import MEDIA_TYPES, Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio
 from router.sandbox.world import Kept, Latency
@@ -83,35 +83,31 @@ class Stability(Emulator):
             self.route("/v1/user/balance", self.balance, method="GET", step="other"),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return self._error(401, "unauthorized", "authorization: invalid or missing header value")
             case "no_credit":
                 return self._error(402, "payment_required", "You lack sufficient credits to make this request.")
             case "not_found":
-                return self._error(404, "not_found", message or "The requested resource was not found.")
+                return self._error(404, "not_found", wrong.message or "The requested resource was not found.")
             case "rate_limited":
                 reply = self._error(429, "rate_limit_exceeded", "You have exceeded the rate limit of 150 requests.")
-                if retry_after is not None:
-                    reply.headers["retry-after"] = f"{retry_after:g}"
+                if wrong.retry_after is not None:
+                    reply.headers["retry-after"] = f"{wrong.retry_after:g}"
                 return reply
             case "server_error":
-                return self._error(status or 500, "internal_error", message or "An unexpected error occurred.")
+                return self._error(
+                    wrong.status or 500, "internal_error", wrong.message or "An unexpected error occurred."
+                )
             case "refused":
                 return self._error(403, "content_moderation", "Your request was flagged by our content moderation.")
             case "too_large":
                 return self._error(413, "payload_too_large", "Request payload is larger than 10MiB.")
             case _:
-                return self._error(400, "bad_request", f"{param}: {message}" if param else message)
+                return self._error(
+                    400, "bad_request", f"{wrong.param}: {wrong.message}" if wrong.param else wrong.message
+                )
 
     def _error(self, status: int, name: str, *errors: str) -> Response:
         return JSONResponse({"id": self.world.identifier("stability"), "name": name, "errors": errors}, status)

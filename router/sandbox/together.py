@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Problem, encode_base64
+from router.sandbox.emulator import Call, Problem, Wrong, encode_base64
 from router.sandbox.openai_shape import OpenAIShape
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.world import Latency
@@ -65,17 +65,8 @@ class Together(OpenAIShape):
             self.files_route(host, "/imgproxy/{path:path}"),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "no_credit":
                 return _error(402, "payment_required", "Credit limit exceeded.", None, "credit_limit")
             case "refused":
@@ -83,7 +74,7 @@ class Together(OpenAIShape):
                     422, "invalid_request_error", "NSFW content detected in the prompt.", None, "nsfw_content"
                 )
             case _:
-                return super().problem(kind, message, status=status, param=param, retry_after=retry_after, code=code)
+                return super().error(wrong)
 
     async def generate(self, call: Call) -> Response:
         fields = await call.json()

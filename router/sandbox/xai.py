@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from router.sandbox.emulator import Call, Problem, encode_base64
+from router.sandbox.emulator import Call, Problem, Wrong, encode_base64
 from router.sandbox.openai_shape import Fields, OpenAIShape
 from router.sandbox.pictures import Brief, Size
 from router.sandbox.sizes import MEGAPIXEL, from_ratio
@@ -55,34 +55,25 @@ class XAI(OpenAIShape):
             self.route("/v1/images/edits", self.edit),
         ]
 
-    def problem(
-        self,
-        kind: str,
-        message: str = "",
-        *,
-        status: int | None = None,
-        param: str | None = None,
-        retry_after: float | None = None,
-        code: str | None = None,
-    ) -> Response:
-        match kind:
+    def error(self, wrong: Wrong) -> Response:
+        match wrong.kind:
             case "unauthenticated":
                 return _error(401, "Unauthenticated", "Incorrect API key provided.")
             case "no_credit":
                 return _error(403, "Forbidden", "Your team has no credits left.")
             case "not_found":
-                return _error(404, "Not Found", message or "The model does not exist.")
+                return _error(404, "Not Found", wrong.message or "The model does not exist.")
             case "rate_limited":
                 reply = _error(429, "Too Many Requests", "Rate limit reached.")
-                if retry_after is not None:
-                    reply.headers["retry-after"] = f"{retry_after:g}"
+                if wrong.retry_after is not None:
+                    reply.headers["retry-after"] = f"{wrong.retry_after:g}"
                 return reply
             case "server_error":
-                return JSONResponse({"error": message or "Internal server error."}, status or 500)
+                return JSONResponse({"error": wrong.message or "Internal server error."}, wrong.status or 500)
             case "refused":
                 return _error(400, "content moderation", "Generated image rejected by content moderation.")
             case _:
-                return _error(400, "Client specified an invalid argument", message or "Invalid argument.")
+                return _error(400, "Client specified an invalid argument", wrong.message or "Invalid argument.")
 
     async def generate(self, call: Call) -> Response:
         return await self._serve(call, await call.json(), [])
