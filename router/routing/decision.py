@@ -126,7 +126,7 @@ def _words(row: Row) -> str:
 def _sentence(decision: Decision) -> str:
     chosen = decision._chosen
     if chosen is None:
-        losers = ", ".join(f"{row.target} ({row.why})" for row in decision._ranked()[:8])
+        losers = _out(decision._ranked()[:8])
         wait = f"; again in {decision.retry_after_s:.3g} s" if decision.retry_after_s is not None else ""
         return f"no target can take the request now: {losers or 'there is none'}{wait}"
     says = f"{chosen.target}: {_words(chosen)}"
@@ -136,8 +136,8 @@ def _sentence(decision: Decision) -> str:
         return f"{says}; one request to see whether it has recovered"
     second = decision.second()
     if second is None:
-        out = ", ".join(f"{row.target} {row.why}" for row in decision._ranked()[1:5])
-        return f"{says}; the only one available" + (f" ({out})" if out else "")
+        out = _out(decision._ranked()[1:5])
+        return f"{says}; the only one available" + (f", without {out}" if out else "")
     versus = f"{second.target} ({_words(second)})"
     if decision.mode == "best":
         share = 100.0 * (second.index - chosen.index) / second.index if second.index > 0 else 0.0
@@ -152,6 +152,10 @@ def _sentence(decision: Decision) -> str:
         "priority": "first by priority",
     }[decision.mode]
     return f"{says}; {why}, in place of {versus}"
+
+
+def _out(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{row.target} ({row.why})" for row in rows)
 
 
 def _unseen(seconds: float) -> str:

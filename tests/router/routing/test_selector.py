@@ -152,6 +152,33 @@ def test_wishes_narrow_the_choice(preferences, allowed):
     assert {selector().choose(request(preferences=preferences), 0.0).target} <= allowed
 
 
+@pytest.mark.parametrize(
+    ("preferences", "out", "drained", "sentence"),
+    [
+        (Preferences(), (), (), r"{words} beat {words} by [\d.]+ %"),
+        (Preferences(order=("b",)), (), (), r"b/m: .*; first in the caller's order, in place of {words}"),
+        (Preferences(sort="weighted"), (), (), r"{words}; drawn by weight, in place of {words}"),
+        (Preferences(sort="priority"), (), (), r"{words}; first by priority, in place of {words}"),
+        (
+            Preferences(only=("a",)),
+            (),
+            (),
+            r"a/m: .*; the only one available, without [bc]/m \(only\), [bc]/m \(only\)",
+        ),
+        (Preferences(), ("a", "b"), (), r"c/m: .*; the only one available, without [ab]/m \(size\), [ab]/m \(size\)"),
+        (Preferences(), ("a",), ("b/m", "c/m"), r"no target can take the request now: (./m \(\w+\)(, |$)){{3}}"),
+    ],
+)
+def test_a_decision_says_why_in_one_sentence(preferences, out, drained, sentence):
+    machine = selector()
+    for target in drained:
+        machine.drain(target)
+    asked = request(preferences=preferences, excluded=dict.fromkeys(out, "size"))
+    words = r"[abc]/m:? \(?\$0\.\d{4}, about [\d.]+ s, [\d.]+ %\)?"
+    reason = machine.choose(asked, 0.0).reason
+    assert re.fullmatch(sentence.format(words=words), reason), reason
+
+
 def test_the_cheapest_and_the_fastest_are_what_they_say():
     pace = {"a/m": Outcome.success(3.0), "b/m": Outcome.success(1.0), "c/m": Outcome.success(6.0)}
     for sort, best in (("cheapest", "c/m"), ("fastest", "b/m")):
