@@ -171,7 +171,7 @@ class Watch:
 class House:
     """A gateway and what surrounds it."""
 
-    def __init__(self, directory: Path, text: str = CONFIG, **more: Any) -> None:
+    def __init__(self, directory: Path, text: str = CONFIG, clock: Clock | None = None, **more: Any) -> None:
         path = directory / "providers.yaml"
         path.write_text(text)
         self.settings = load([path], {"FAL_KEY": "k", "OPENAI_API_KEY": "k"})
@@ -190,7 +190,7 @@ class House:
             ledger=self.ledger,
             delivery=Delivery(self.wire, self.shelf, max_bytes=10**8),
             observer=self.watch,
-            clock=Clock(lambda: self.at, time.monotonic, lambda: f"att_{next(numbers)}"),
+            clock=clock or Clock(lambda: self.at, time.monotonic, lambda: f"att_{next(numbers)}"),
             timeout_s=more.pop("timeout_s", 60.0),
             agreements=self.agreements,
             **more,

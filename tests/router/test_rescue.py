@@ -19,7 +19,6 @@ import pytest
 from pricing import Reported
 from router.clock import Clock
 from router.errors import Billed, ErrorKind, ProviderError, RequestError
-from router.gateway import Gateway
 from router.ledger import Reports
 from router.providers.base import Call, Job, Partial
 from router.types import Caller, GeneratedImage, ImageResult, PartialImage, Preferences
@@ -56,17 +55,16 @@ class Stage(House):
     """The house with time in hand."""
 
     def __init__(self, directory: Path, text: str = CONFIG, **more: Any) -> None:
-        super().__init__(directory, text, **more)
         self.time = Time()
         numbers = itertools.count(1)
         start = datetime(2026, 11, 20, tzinfo=UTC) - timedelta(seconds=self.time.now)
-        gateway: Gateway = self.gateway
-        gateway._clock = Clock(
+        clock = Clock(
             lambda: start + timedelta(seconds=self.time.now),
             lambda: self.time.now,
             lambda: f"att_{next(numbers)}",
             self.time.sleep,
         )
+        super().__init__(directory, text, clock=clock, **more)
         self.wire.before = lambda provider: self.time.happened.set()
         self.hung: dict[str, int] = {}  # calls that were stopped while they hung, by provider
         self.told: list[str] = []  # cancellations that a provider was sent
@@ -100,7 +98,7 @@ class Stage(House):
 
     async def asides(self) -> None:
         """Until the work is done that nobody waits for."""
-        await asyncio.gather(*self.gateway._beside)
+        await asyncio.gather(*self.gateway._tasks.beside)
 
     async def armed(self) -> float:
         """Seconds from now to the moment when the rescue is due."""
@@ -377,7 +375,7 @@ async def hung(stage: Stage, calls: int, answer: Any = None) -> list[asyncio.Tas
 
 @pytest.fixture(autouse=True)
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.gateway.WATCH_S", 0.01)
+    monkeypatch.setattr("router.race.WATCH_S", 0.01)
 
 
 async def test_calls_at_a_target_that_is_found_stuck_are_made_elsewhere_at_once(tmp_path: Path) -> None:
