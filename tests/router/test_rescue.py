@@ -310,6 +310,45 @@ async def test_a_refusal_ends_both(stage: Stage) -> None:
     assert [row.state for row in stage.rows()] == ["void", "unknown"]
 
 
+async def test_the_booking_of_a_loser_that_has_failed_outlives_its_being_called_off(stage: Stage) -> None:
+    failing, settling, wins, go_on = (asyncio.Event() for _ in range(4))
+
+    async def fails(on_job: Any, on_partial: Any) -> Any:
+        await failing.wait()
+        raise ProviderError(ErrorKind.SERVER_ERROR, "broken", billed=Billed.NO)
+
+    async def succeeds(on_job: Any, on_partial: Any) -> Any:
+        await wins.wait()
+        return made((1024, 1024))
+
+    settle = stage.ledger.settle
+
+    async def slowly(row: Any) -> None:
+        if row.state == "void":
+            settling.set()
+            await go_on.wait()
+        await settle(row)
+
+    stage.ledger.settle = slowly  # type: ignore[method-assign]
+    stage.wire.answers |= {"fal": [fails], "gpu-fast": [succeeds]}
+    waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
+    stage.time.move(await stage.armed())
+    await stage.until(2)
+    failing.set()
+    await settling.wait()
+    wins.set()
+    completed = await waiting
+    assert completed.executed_model == "gpu-fast/flux"
+    assert [attempt.outcome for attempt in completed.attempts] == ["server_error", "success"]
+    assert [row.state for row in stage.rows()] == ["open", "settled"]
+    closing = asyncio.create_task(stage.gateway.close(5.0))
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    assert [row.state for row in stage.rows()] == ["void", "settled"]
+    assert [told.outcome for (told,) in stage.watch.named("attempt_finished")] == ["success", "server_error"]
+
+
 @pytest.mark.parametrize(
     ("ending", "code"),
     [(made((1024, 1024)), None), (ProviderError(ErrorKind.REFUSED, "because", billed=Billed.NO), "moderation_blocked")],
