@@ -576,6 +576,50 @@ async def test_a_stream_that_has_shown_a_partial_picture_is_not_rescued(tmp_path
         assert [type(event) for event in shown].count(PartialImage) == 1
 
 
+async def test_a_stream_shows_the_partial_pictures_of_the_target_that_comes_next(tmp_path: Path) -> None:
+    async with Stage(tmp_path, STREAMS) as stage:
+        shown: list[Any] = []
+
+        async def emit(event: Any) -> None:
+            shown.append(event)
+
+        async def partial(on_job: Any, on_partial: Any) -> ImageResult:
+            await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+            return made((1024, 1024))
+
+        stage.wire.answers |= {"fal": [ProviderError(ErrorKind.SERVER_ERROR, "broken")], "gpu-fast": [partial]}
+        completed = await stage.run(ask(stream=True, partial_images=1), emit=emit)
+        assert completed.executed_model == "gpu-fast/flux"
+        assert [type(event) for event in shown].count(PartialImage) == 1
+
+
+async def test_nothing_waits_any_more_when_an_answer_came_in_time(stage: Stage) -> None:
+    before = asyncio.all_tasks()
+    await stage.run(ask(deadline_s=40.0))
+    assert len(stage.time.waits) == 1
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_router_that_stops_leaves_a_job_running_for_the_next_start(stage: Stage) -> None:
+    noted = asyncio.Event()
+
+    async def hang(on_job: Any, on_partial: Any) -> Any:
+        await on_job(JOB)
+        noted.set()
+        await asyncio.Event().wait()
+
+    stage.wire.answers["fal"] = [hang]
+    waiting = asyncio.create_task(stage.run(ask()))
+    await noted.wait()
+    await stage.gateway.close(0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await stage.asides()
+    assert stage.told == []
+    assert [(row.state, len(row.jobs)) for row in stage.rows()] == [("unknown", 1)]
+
+
 async def test_a_router_that_stops_books_both_as_unknown(stage: Stage) -> None:
     stage.wire.answers |= {"fal": [stage.hangs("fal")], "gpu-fast": [stage.hangs("gpu-fast")]}
     waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0)))
