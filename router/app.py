@@ -529,8 +529,24 @@ class Steering:
         self._runtime = runtime
         self._targets = frozenset(target.key for target in runtime.settings.targets)
 
-    def snapshot(self) -> Mapping[str, Any]:
-        return self._runtime.selector.snapshot(time.monotonic())
+    async def snapshot(self) -> Mapping[str, Any]:
+        """The live table, and of each target what the last hour measured. Requests are served in between: where many
+        classes of work are asked for, that takes milliseconds per target."""
+        table = self._runtime.selector.snapshot(time.monotonic())
+        for target, operations in table.items():
+            for operation, facts in operations.items():
+                facts["hour"] = await self._hour(operation, target)
+        return table
+
+    async def _hour(self, operation: str, target: str) -> Mapping[str, Any]:
+        steps = self._runtime.selector.hour(operation, target, time.monotonic())
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: Mapping[str, Any] = end.value
+                return found
+            await asyncio.sleep(0)
 
     def scope(self) -> Mapping[str, Any]:
         up, others = self._runtime.shared()

@@ -504,7 +504,7 @@ def _counts(told: Any, first: int, last: int) -> list[Counts]:
         buckets, times = counts[::2], counts[1::2]
         if len(buckets) != len(times) or not set(map(type, counts)) <= {int}:
             raise ValueError("not buckets and counts")
-        if not (all(first <= bucket <= last for bucket in buckets) and all(1 <= n <= _MOST for n in times)):
+        if buckets and not (first <= min(buckets) and max(buckets) <= last and min(times) >= 1 and max(times) <= _MOST):
             raise ValueError("not counts of these buckets")
         checked.append((_number(ends_s, -HOUR_S, Window.SLOT_S), list(counts)))
     return checked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,3 +154,12 @@ def target(provider: str = "fal", model: str = "flux.2-dev-turbo", **changes: An
         "formats": ("png", "jpeg", "webp"),
     }
     return Target(**(values | changes))
+
+
+def returned(steps: Generator[None, None, Any]) -> Any:
+    """What they return, taken without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value

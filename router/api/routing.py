@@ -21,7 +21,7 @@ from router.errors import RequestError
 class RoutingPort(Protocol):
     """The selector as far as operators see it."""
 
-    def snapshot(self) -> Mapping[str, Any]: ...
+    async def snapshot(self) -> Mapping[str, Any]: ...
     def scope(self) -> Mapping[str, Any]: ...
     def knows(self, target: str) -> bool: ...
     async def steer(self, target: str, out: bool) -> Mapping[str, Any]: ...
@@ -36,7 +36,7 @@ class Routing(Guarded):
 
     async def handle(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         self._auth.caller(exchange)
-        body = {"object": "routing", "scope": self._port.scope(), "targets": self._port.snapshot()}
+        body = {"object": "routing", "scope": self._port.scope(), "targets": await self._port.snapshot()}
         await send_json(send, 200, orjson.dumps(body))
 
 
@@ -54,7 +54,8 @@ class Drain(Guarded):
         if not self._port.knows(target):
             raise RequestError(404, f"There is no target {target[:80]!r}.", code="target_not_found", param="target")
         reach = await self._port.steer(target, self._out)
-        body = {"target": target, "drained": self._out, "reach": reach, "state": self._port.snapshot().get(target, {})}
+        state = (await self._port.snapshot()).get(target, {})
+        body = {"target": target, "drained": self._out, "reach": reach, "state": state}
         await send_json(send, 200, orjson.dumps(body))
 
     def _admit(self, exchange: Exchange) -> None:

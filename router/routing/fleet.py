@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -108,10 +108,13 @@ class Fleet:
                 "state": breaker.state if breaker.state != CLOSED else "closed" if why in (None, "full") else "open",
                 "reason": why if why is not None else None,
                 "until_s": round(until - now, 1) if until is not None else None,
-                # What the last hour measured, here and elsewhere, as it came
-                "hour": arm.hour.snapshot(now, partial(_median_s, arm)),
             }
         return table
+
+    def hour(self, operation: str, target: str, now: float) -> Generator[None, None, dict[str, Any]]:
+        """What the last hour measured, here and elsewhere, as it came."""
+        arm = self.arms[operation][target]
+        return arm.hour.snapshot(now, partial(_median_s, arm))
 
     def every(self) -> Iterator[tuple[str, Arm]]:
         for operation in sorted(self.arms):

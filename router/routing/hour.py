@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from router.routing.request import Result
@@ -13,6 +13,8 @@ CLASSES = 64  # work classes kept
 PHASES = ("submitted", "queued", "first_byte")
 # As results are told. New words go to the end, or routers of two versions misread each other.
 _NUMBER = {result: number for number, result in enumerate(Result)}
+_NAMES = [result.value for result in Result]
+_GOOD, _BAD = _NUMBER[Result.SUCCESS], _NUMBER[Result.FAILURE]
 RESULTS = len(_NUMBER)
 
 
@@ -84,20 +86,24 @@ class Hour:
             measured.results.hear(results, now)
             measured.seconds.hear(seconds, now)
 
-    def snapshot(self, now: float, median_s: Callable[[Kind], float]) -> dict[str, Any]:
+    def snapshot(self, now: float, median_s: Callable[[Kind], float]) -> Generator[None, None, dict[str, Any]]:
         """JSON-ready. Intervals are Wilson's, of 95 %; ``p95_sure`` is false under 59 samples.
 
         ``median_s`` is what the next request of a class is reckoned with: where the class has few samples of its own,
         that rests on all sizes and on all of the model's targets.
+
+        All classes together take milliseconds: it yields after each, so that a caller can serve others in between.
+        What comes in meanwhile is counted, or not yet.
         """
         results, seconds = Histogram(), Histogram()
         classes: dict[Kind, dict[str, Any]] = {}
-        for kind, measured in self._classes.items():
+        for kind, measured in list(self._classes.items()):
             its = measured.results.read(now), measured.seconds.read(now)
             results.merge(its[0])
             seconds.merge(its[1])
             if kind is not None:
                 classes[kind] = {"reckoned_p50_s": round(median_s(kind), 4), **_ended(*its)}
+            yield
         return {
             **_ended(results, seconds),
             "phases": {name: _seconds(self._phases[name].read(now)) for name in PHASES if name in self._phases},
@@ -108,21 +114,20 @@ class Hour:
 
 
 def _ended(results: Histogram, seconds: Histogram) -> dict[str, Any]:
-    ends = {result.value: results.counts.get(number, 0) for result, number in _NUMBER.items()}
-    good = ends[Result.SUCCESS]
-    n = good + ends[Result.FAILURE]
+    good, bad = results.counts.get(_GOOD, 0), results.counts.get(_BAD, 0)
+    n = good + bad
     low, high = wilson(good, n)
     return {
         **_seconds(seconds),
         "success": round(good / n, 5) if n else None,
         "success_low": round(low, 5),
         "success_high": round(high, 5),
-        "results": {name: count for name, count in ends.items() if count},
+        "results": {_NAMES[number]: results.counts[number] for number in sorted(results.counts)},
     }
 
 
 def _seconds(seen: Histogram) -> dict[str, Any]:
-    p50, p95 = seen.quantile(0.5), seen.quantile(0.95)
+    p50, p95 = seen.quantiles(0.5, 0.95)
     return {
         "n": seen.n,
         "p50_s": round(p50, 4) if p50 is not None else None,

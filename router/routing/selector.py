@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random as random_module
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from router.errors import Billed, ErrorKind
@@ -507,6 +507,11 @@ class Selector:
     def snapshot(self, now: float) -> dict[str, Any]:
         """The live table, JSON-ready: per target and operation what the router believes, and on how much it rests."""
         return self._fleet.snapshot(now)
+
+    def hour(self, operation: str, target: str, now: float) -> Generator[None, None, dict[str, Any]]:
+        """What the last hour measured of a target in that table, JSON-ready: for people, and returned in steps, since
+        as a whole it takes milliseconds. Between them the selector may be used."""
+        return self._fleet.hour(operation, target, now)
 
     def on_news(self, tell: Callable[[], None]) -> None:
         """Have ``tell`` called when something has happened that other replicas should hear of at once: a target was

@@ -20,6 +20,7 @@ from router import sharing
 from router.drains import Drains
 from router.routing import Candidate, Outcome, Result, RouteRequest, RoutingSettings, Sample, Selector
 from router.sharing import Sharing, read
+from tests.helpers import returned
 from tests.router.redisserver import SERVERS, RedisServer
 
 TARGETS = ("a/m", "b/m")
@@ -89,7 +90,10 @@ class Replica:
 
     def ends(self, target: str) -> dict[str, int]:
         """How many attempts of the last hour ended how."""
-        return dict(self.facts(target)["hour"]["results"]) if self.facts(target) else {}
+        return dict(self.hour(target)["results"]) if self.facts(target) else {}
+
+    def hour(self, target: str) -> Any:
+        return returned(self.selector.hour("generate", target, time.monotonic()))
 
     def samples(self, target: str) -> float:
         return float(self.facts(target).get("samples", 0.0))
@@ -339,7 +343,7 @@ async def test_the_last_hour_is_that_of_all_replicas(server):
         two.see("a/m", Outcome.refused())
         await until(lambda: one.ends("a/m") == two.ends("a/m") == {"success": 14, "refused": 1})
         for each in one, two:
-            hour = each.facts("a/m")["hour"]
+            hour = each.hour("a/m")
             assert (hour["p50_s"], hour["p95_s"]) == (pytest.approx(2.0, rel=0.01), pytest.approx(8.0, rel=0.01))
             assert hour["classes"]["1 MP x 1"]["results"] == hour["results"]
         await until(lambda: one.sharing.others == two.sharing.others == 1)

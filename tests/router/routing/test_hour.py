@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from operator import itemgetter
 
 import orjson
@@ -16,6 +17,7 @@ from router.routing.hour import CLASSES, PHASES, Hour
 from router.routing.request import Result
 from router.routing.sketch import P95_SAMPLES, Histogram, Window, wilson
 from router.routing.work import Work
+from tests.helpers import returned
 
 TARGETS = ("a/m", "b/m")
 
@@ -34,7 +36,7 @@ def run(selector: Selector, request: RouteRequest, outcome: Outcome, start: floa
 
 
 def hour(selector: Selector, now: float):
-    return selector.snapshot(now)["a/m"]["generate"]["hour"]
+    return returned(selector.hour("generate", "a/m", now))
 
 
 def test_every_phase_is_measured_from_the_start_of_the_attempt():
@@ -159,7 +161,11 @@ class Routers:
         self._told.clear()
 
     def snapshots(self, at: float):
-        return [hour.snapshot(at + clock, lambda kind: 1.0) for hour, clock in zip(self.hours, CLOCKS, strict=True)]
+        return [figures(hour, at + clock) for hour, clock in zip(self.hours, CLOCKS, strict=True)]
+
+
+def figures(hour: Hour, at: float):
+    return returned(hour.snapshot(at, lambda kind: 1.0))
 
 
 def add(hour: Hour, at: float, result: Result, seconds: float, work: Work, phase: str) -> None:
@@ -184,7 +190,7 @@ def test_routers_that_tell_each_other_count_what_one_would_that_had_seen_all(att
     for where in range(len(CLOCKS)):
         routers.tell(where, WHOLE)  # what was heard is no news
     assert not routers._told
-    expected = one.snapshot(WHOLE, lambda kind: 1.0)
+    expected = figures(one, WHOLE)
     assert routers.snapshots(WHOLE) == [expected] * len(CLOCKS)
     took = sorted(seconds for _, result, seconds, *_ in attempts if result is Result.SUCCESS)
     for figure, q in (("p50_s", 0.5), ("p95_s", 0.95)):
@@ -232,9 +238,9 @@ def test_merged_sketches_are_within_one_percent_of_the_sorted_list(parts, q):
     assert merged.n == len(everything)
     if everything:
         exact = everything[min(max(1, math.ceil(q * len(everything))), len(everything)) - 1]
-        assert merged.quantile(q) == pytest.approx(exact, rel=0.0101)
+        assert merged.quantiles(q) == [pytest.approx(exact, rel=0.0101)]
     else:
-        assert merged.quantile(q) is None
+        assert merged.quantiles(q) == [None]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +249,65 @@ def test_merged_sketches_are_within_one_percent_of_the_sorted_list(parts, q):
 )
 def test_wilsons_interval(good, n, low, high):
     assert wilson(good, n) == pytest.approx((low, high), abs=1e-4)
+
+
+# --- a full hour --------------------------------------------------------------------------------------------------
+
+
+def test_a_window_that_is_read_and_told_again_and_again_counts_everything_once():
+    """Whatever is read, told or heard in between, it is the same as all of it in one histogram."""
+    rng = random.Random(5)
+    window, other, added = Window(), Window(), []
+    now = 0.0
+    for _ in range(2000):
+        now += rng.expovariate(0.1)
+        bucket = rng.randrange(-50, 50)
+        side = rng.choice((window, other))
+        side.add(bucket, now)
+        added.append((now, bucket))
+        match rng.randrange(6):
+            case 0:
+                window.hear(other.told(now), now)
+            case 1:
+                other.hear(window.told(now), now)
+            case 2:
+                window.read(now)
+    window.hear(other.told(now), now)
+    expected, dropped = Histogram(), 0
+    for at, bucket in added:
+        # An attempt of five minutes leaves as a whole; what was told leaves with a tick's difference.
+        if (at // Window.SLOT_S + Window.SLOTS) * Window.SLOT_S > now:
+            expected.add(bucket)
+        else:
+            dropped += 1
+    assert dropped > 1000
+    assert (window.read(now).counts, window.read(now).n) == (expected.counts, expected.n)
+
+
+def busy(classes: int) -> Hour:
+    """An hour in which every slot of every class has most of the buckets there are between a second and a minute."""
+    rng, filled = random.Random(8), Hour()
+    works = [Work.of(1 + n % 4, 0.25 * 2.0 ** (n // 4 % 8), "high" if n >= 32 else None) for n in range(classes)]
+    for slot in range(Window.SLOTS):
+        for work in works:
+            for _ in range(150):
+                add(filled, slot * Window.SLOT_S, Result.SUCCESS, rng.lognormvariate(1.5, 0.6), work, "queued")
+    return filled
+
+
+def test_no_step_of_reading_a_full_hour_keeps_requests_waiting():
+    filled, now = busy(CLASSES), Window.SLOTS * Window.SLOT_S - 1.0
+
+    def longest_s() -> float:
+        steps, longest = filled.snapshot(now, lambda kind: 1.0), 0.0
+        for _ in range(CLASSES + 1):
+            began = time.thread_time()
+            next(steps, None)
+            longest = max(longest, time.thread_time() - began)
+        assert next(steps, "ended") == "ended"
+        return longest
+
+    assert min(longest_s() for _ in range(5)) < 0.002
 
 
 # --- before anything has been measured ----------------------------------------------------------------------------
