@@ -137,7 +137,7 @@ def what_if(
 
     def selector(seed: int) -> Selector:
         fresh = Selector(routing, now.priors, random.Random(seed))  # noqa: S311 - no secret
-        fresh.warm(before)
+        fresh.warm(before, since.timestamp())
         return fresh
 
     return compare(history, past, selector, runs, seed, played)
@@ -304,9 +304,9 @@ class Runtime:
 
     def _warm(self) -> None:
         """What the ledger remembers of the last day becomes the selector's evidence."""
-        wall = datetime.now(UTC)
+        wall, now = datetime.now(UTC), time.monotonic()
         with Reports(self.settings.ledger_url) as reports:
-            self.selector.warm(evidence(reports, wall - WARM, wall.timestamp() - time.monotonic()))
+            self.selector.warm(evidence(reports, wall - WARM, wall.timestamp() - now), now)
 
     def _webhooks(self, settings: WebhookSettings | None) -> Webhooks | None:
         if settings is None:

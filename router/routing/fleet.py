@@ -156,7 +156,7 @@ class Fleet:
             "hours": hours,
             "gates": gates,
             "in_flight": busy,
-            "warmed_s": max(now - self.warmed, 0.0) if self.warmed > -math.inf else None,
+            "warmed_s": now - self.warmed if self.warmed > -math.inf else None,
         }
 
     def merge(self, delta: Mapping[str, Any], now: float) -> None:

@@ -485,21 +485,26 @@ class Selector:
         breaker.drain(False)
         breaker.unblock()
 
-    def warm(self, samples: Iterable[Sample]) -> None:
+    def warm(self, samples: Iterable[Sample], now: float) -> None:
         """Learn from past attempts, oldest first, so that a restart does not forget. Other replicas are not told:
-        what was worth telling was told when it happened."""
+        what was worth telling was told when it happened.
+
+        What is dated later than ``now``, by a clock that was set back since, counts as having just happened: evidence
+        from the future would not age, and hide what comes until then.
+        """
         for sample in samples:
+            at = min(sample.at, now)
             arm = self._fleet.arm(sample.operation, sample.target, sample.target.partition("/")[0])
             work = Work.of(sample.images, sample.megapixels, sample.quality)
-            arm.refresh(sample.at)  # as it was before every request: a sample is judged by what was believed then
-            arm.hour.ended(sample.result, sample.latency_s, work, sample.at)
+            arm.refresh(at)  # as it was before every request: a sample is judged by what was believed then
+            arm.hour.ended(sample.result, sample.latency_s, work, at)
             if sample.result is Result.SUCCESS:
                 if arm.pace.weight == 0.0:
                     arm.pace.adopt(self._fleet.peers_pace(sample.operation, arm))
-                arm.on_success(sample.latency_s, work, sample.at - sample.latency_s, sample.at)
+                arm.on_success(sample.latency_s, work, at - sample.latency_s, at)
             elif sample.result is Result.FAILURE:
-                arm.on_failure(sample.latency_s, arm.law.load(work), sample.at)
-            self._fleet.warmed = max(self._fleet.warmed, sample.at)
+                arm.on_failure(sample.latency_s, arm.law.load(work), at)
+            self._fleet.warmed = max(self._fleet.warmed, at)
         for _, arm in self._fleet.every():
             arm.told()
             arm.hour.told(self._fleet.warmed)

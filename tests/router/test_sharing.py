@@ -427,7 +427,7 @@ async def test_what_a_process_before_measured_is_known_from_what_that_one_told(s
     before, after = Selector(replica="before"), Selector(replica="after")
     before.on_start("a/m", REQUEST, now - 52.0, "1")
     before.on_end("1", Outcome.success(2.0), now - 50.0)
-    after.warm([sample])
+    after.warm([sample], now)
     after.on_start("a/m", REQUEST, now, "1")
     after.on_end("1", Outcome.success(2.0), now)
     marks = {"accounts": {}, "origin": "the ledger", "serial": 0, "age_s": 0.0}
@@ -490,7 +490,7 @@ async def test_a_replica_that_died_has_nothing_in_flight_soon():
 
 async def test_what_a_ledger_warmed_is_not_told_as_news():
     warmed = Selector(replica="one")
-    warmed.warm(Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, -float(n)) for n in range(50, 0, -1))
+    warmed.warm([Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, -float(n)) for n in range(50, 0, -1)], 0.0)
     told = warmed.delta(0.0)
     assert (told["arms"], told["hours"], told["warmed_s"]) == ([], [], 1.0)
 
@@ -665,7 +665,7 @@ def test_the_rows_of_several_replicas_say_what_the_replicas_knew():
         for delta in [other.delta(now) for other in replicas if other is not one]:
             one.merge(delta, now)
     warmed = Selector(replica="next")
-    warmed.warm(rows)
+    warmed.warm(rows, now)
     for target in TARGETS:
         after = warmed.snapshot(now)[target]["generate"]
         for one in replicas:

@@ -245,7 +245,7 @@ def test_the_waste_budget_ends_what_may_be_billed_twice():
 
 def test_a_restart_may_be_warmed_with_what_the_ledger_knows():
     machine = selector()
-    machine.warm(Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 0.5, -float(n)) for n in range(50, 0, -1))
+    machine.warm([Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 0.5, -float(n)) for n in range(50, 0, -1)], 0.0)
     facts = machine.snapshot(0.0)["a/m"]["generate"]
     assert facts["p50_s"] < 1.5
     assert facts["samples"] > 5
@@ -255,7 +255,33 @@ def test_a_restart_may_be_warmed_with_what_the_ledger_knows():
 def test_what_the_ledger_knows_of_half_an_hour_ago_is_no_recent_evidence(started):
     """Wherever the clock stands: on a host that has just booted, the past has negative times."""
     machine = selector()
-    machine.warm(Sample("a/m", "generate", 1, 1.0, Result.FAILURE, 1.0, started - 1800.0 + n) for n in range(20))
+    past = [Sample("a/m", "generate", 1, 1.0, Result.FAILURE, 1.0, started - 1800.0 + n) for n in range(20)]
+    machine.warm(past, started)
     facts = machine.snapshot(started)["a/m"]["generate"]
     assert facts["samples"] < 0.01
     assert returned(machine.hour("generate", "a/m", started))["results"] == {"failure": 20}
+
+
+@pytest.mark.parametrize("ahead_s", [60.0, 7200.0])
+def test_a_clock_that_was_set_back_around_a_restart_leaves_no_evidence_from_the_future(ahead_s):
+    """What the ledger has from before is dated later than now: it is as good as new, and ages from now on."""
+    machine = selector()
+    machine.warm([Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, 2.0, ahead_s - n) for n in range(30, 0, -1)], 0.0)
+    assert machine.snapshot(0.0)["a/m"]["generate"]["age_s"] == 0.0
+    assert machine.delta(1.0)["warmed_s"] == 1.0
+    assert machine.choose(request(), 10.0)._rows[0].unseen_s == 10.0
+    before = machine.snapshot(10.0)["a/m"]["generate"]
+    for n in range(10):
+        machine.on_start("a/m", request(), 20.0 + n, str(n))
+        machine.on_end(str(n), Outcome.success(8.0), 28.0 + n)
+    assert machine.delta(40.0)["arms"][0]["seen_s"] == 3.0
+    machine.choose(request(), 40.0)
+    after = machine.snapshot(40.0)["a/m"]["generate"]
+    assert after["p50_s"] > 1.5 * before["p50_s"]
+    assert machine.snapshot(640.0)["a/m"]["generate"]["samples"] < 0.1 * after["samples"]
+    other = selector(replica="other")
+    for n in range(10):
+        other.on_start("a/m", request(), 600.0 + n, str(n))
+        other.on_end(str(n), Outcome.success(8.0), 608.0 + n)
+    machine.merge(other.delta(640.0), 640.0)
+    assert machine.snapshot(640.0)["a/m"]["generate"]["samples"] > 9.0
