@@ -19,9 +19,9 @@ import hmac
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from redis.asyncio import Redis
@@ -394,23 +394,39 @@ class Told:
     delta: Mapping[str, Any]
 
 
+_UNSOUND = (ValueError, TypeError, LookupError, AttributeError)  # what reading anything else than expected raises
+T = TypeVar("T")
+
+
+def _sound(read_one: Callable[[Any], T], told: Iterable[Any]) -> list[T]:
+    """Those of them that can be read."""
+    found: list[T] = []
+    for one in told:
+        with contextlib.suppress(*_UNSOUND):
+            found.append(read_one(one))
+    return found
+
+
 def read(fields: Mapping[bytes, bytes], targets: Mapping[str, str]) -> Told | None:
     """The message in a stream's entry, without what is said of other targets, and without refused credentials that are
-    not those of ``targets``; None if it is none of ours."""
+    not those of ``targets``; None if it is none of ours.
+
+    What is no sound word on one target is left out, and takes nothing else with it: what is lost here is lost for good.
+    """
     raw = fields.get(b"told", b"")
     if fields.get(b"v") != VERSION or len(raw) > LARGEST:
         return None
     try:
         told = orjson.loads(raw)
         replica = _text(told["replica"])
-        arms = [_arm(arm) for arm in told["arms"]]
-        hours = [_hour(hour) for hour in told.get("hours") or ()]  # earlier versions do not tell it
-        gates = {_text(target): _gate(gate) for target, gate in told["gates"].items()}
-        marks = {_text(target): mark for target, mark in told["accounts"].items()}
+        of_hours = told.get("hours")  # earlier versions do not tell it
+        arms, hours = _sound(_arm, told["arms"]), _sound(_hour, of_hours or ())
+        marks = told["accounts"]
+        gates = dict(_sound(_gate, told["gates"].items()))
         for target, gate in gates.items():
             if marks.get(target) != targets.get(target):
                 gate.pop("blocked_s", None)
-        busy = {_text(target): int(_number(calls, 0, 1e6)) for target, calls in told["in_flight"].items()}
+        busy = dict(_sound(_busy, told["in_flight"].items()))
         delta = {
             "replica": replica,
             "arms": [arm for arm in arms if arm["target"] in targets],
@@ -425,10 +441,10 @@ def read(fields: Mapping[bytes, bytes], targets: Mapping[str, str]) -> Told | No
             int(_number(told["serial"], 0, 2**53)),
             _number(told["age_s"], 0, HOUR_S),
             math.inf if warmed_s is None else _number(warmed_s, 0, math.inf),
-            told.get("hours") is not None,
+            of_hours is not None and len(hours) == len(of_hours),
             delta,
         )
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except _UNSOUND:
         return None
 
 
@@ -516,7 +532,15 @@ def _whole(value: Any, least: float, most: float) -> int:
     return int(_number(value, least, most))
 
 
-def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
+def _busy(told: tuple[str, Any]) -> tuple[str, int]:
+    """A target, and how many calls run there."""
+    target, calls = told
+    return _text(target), int(_number(calls, 0, 1e6))
+
+
+def _gate(told: tuple[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A target, and its gates."""
+    target, gate = told
     checked: dict[str, Any] = {
         name: _number(gate[name], 0, HISTORY_S) for name in ("limited_s", "blocked_s") if name in gate
     }
@@ -531,4 +555,4 @@ def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
             int(_number(level, 0, _MOST)),
             _number(age, 0, math.inf),
         ]
-    return checked
+    return _text(target), checked

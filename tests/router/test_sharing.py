@@ -566,6 +566,40 @@ def test_what_is_told_of_other_targets_is_left_out():
     assert [hour["target"] for hour in everything.delta["hours"]] == ["a/m", "b/m"]
 
 
+def told_of_both(spoil: str) -> sharing.Told | None:
+    """A message on two targets, of which what is said of one, under this heading, is spoilt."""
+    machine = Selector(replica="one")
+    for target in TARGETS:
+        machine.on_start(target, REQUEST, 0.0, target)
+        machine.on_end(target, Outcome.success(2.0), 2.0)
+        machine.on_start(target, REQUEST, 0.0, f"{target} limited")
+        machine.on_end(f"{target} limited", Outcome.rate_limited(5.0), 2.0)
+        machine.on_start(target, REQUEST, 0.0, f"{target} running")
+    message = orjson.loads(told(**machine.delta(3.0))[b"told"])
+    match spoil:
+        case "arms":
+            message["arms"][0]["seen_s"] = -1.0
+        case "hours":
+            message["hours"][0]["classes"][0][1][0][0] = 301.0
+        case "gates":
+            message["gates"]["a/m"]["limited_s"] = "soon"
+        case "in_flight":
+            message["in_flight"]["a/m"] = -1
+    return read({b"v": b"1", b"told": orjson.dumps(message)}, OURS)
+
+
+@pytest.mark.parametrize("spoilt", [*(HEADINGS := ("arms", "hours", "gates", "in_flight")), "nothing"])
+def test_what_is_not_sound_takes_nothing_else_with_it(spoilt):
+    message = told_of_both(spoilt)
+    assert message is not None
+    assert message.whole is (spoilt != "hours")
+    for heading in HEADINGS:
+        found = message.delta[heading]
+        kept = list(found) if isinstance(found, dict) else [one["target"] for one in found]
+        assert kept == (["b/m"] if heading == spoilt else ["a/m", "b/m"])
+    _merges(message)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.sampled_from(["", "a/m", "one"]),
     lambda inner: st.lists(inner, max_size=9) | st.dictionaries(st.sampled_from(["a/m", "state", "limited_s"]), inner),
