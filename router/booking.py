@@ -89,7 +89,7 @@ def settlement(
     """How the attempt ended. A void attempt costs nothing, whatever was quoted; both costs are kept, list and ours."""
     void = state is State.VOID
     charge = cost.contracted
-    items = () if void else tuple(item.as_dict() for item in cost.items)
+    items = () if void else tuple([item.as_dict() for item in cost.items])
     return Settlement(
         attempt_id=attempt_id,
         state=state,

@@ -65,7 +65,7 @@ class Delivery:
         images = result.images
         if any(image.url is not None for image in images):
             images = tuple(await asyncio.gather(*(self._fetched(image, provider, timeout_s) for image in images)))
-        return changed(result, images=tuple(measured(image) for image in images))
+        return changed(result, images=tuple([measured(image) for image in images]))
 
     async def _fetched(self, image: GeneratedImage, provider: Provider, timeout_s: float) -> GeneratedImage:
         if image.url is None:
@@ -87,7 +87,7 @@ class Delivery:
         RequestError if the client wants nothing but links and the store cannot take the pictures.
         """
         warnings = list(result.warnings)
-        made = tuple(image.size for image in result.images if image.size is not None)
+        made = tuple([image.size for image in result.images if image.size is not None])
         images = list(result.images)
         resized = self._sized(images, request, ordered or request.size, warnings)
         wanted = request.output_format
@@ -109,7 +109,7 @@ class Delivery:
                     ) from problem
                 warnings.append(Warn("url_unavailable", "The pictures could not be stored, so they have no URL."))
         if response_format == "url":
-            images = [changed(image, data=None, b64=None) for image in images]
+            images = [image.linked(image.url) for image in images]
         return Delivered(tuple(images), made, images[0].format or "png", tuple(warnings))
 
     def _sized(
@@ -121,8 +121,10 @@ class Delivery:
     ) -> ImageSize | None:
         """The size that the pictures have to be brought to, None if they stay as they are; warns of both."""
         size = request.size
+        if size is None:
+            return None
         made = next((image.size for image in images if image.size != size), None)
-        if size is None or made is None:
+        if made is None:
             return None
         if request.size_policy == "nearest":
             known = made == ordered
@@ -171,7 +173,7 @@ def measured(image: GeneratedImage) -> GeneratedImage:
         raise ProviderError(ErrorKind.UNUSABLE, "The provider's answer holds no readable picture.")
     if image.size == found.size and image.format == found.format:
         return image
-    return changed(image, size=found.size, format=found.format)
+    return image.measured(found.size, found.format)
 
 
 def merged(results: tuple[ImageResult, ...]) -> ImageResult:

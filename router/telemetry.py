@@ -55,9 +55,9 @@ def _harmless(method: Method) -> Method:
     """An observer that fails must not fail the request it observed."""
 
     @functools.wraps(method)
-    def guarded(self: Telemetry, *args: Any, **kwargs: Any) -> None:
+    def guarded(self: Telemetry, *facts: Any) -> None:
         try:
-            method(self, *args, **kwargs)
+            method(self, *facts)
         except Exception:
             self.metrics.errors[()].inc()
 

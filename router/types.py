@@ -392,6 +392,14 @@ class GeneratedImage:
     format: str | None = None
     revised_prompt: str | None = None
 
+    def measured(self, size: ImageSize, format: str) -> GeneratedImage:
+        """The same picture with what its own header says of it."""
+        return GeneratedImage(self.data, self.b64, self.plain, self.url, size, format, self.revised_prompt)
+
+    def linked(self, url: str | None) -> GeneratedImage:
+        """What is left of it without its bytes."""
+        return GeneratedImage(None, None, False, url, self.size, self.format, self.revised_prompt)
+
 
 @record
 class Warn:

@@ -426,7 +426,7 @@ class Requests:
             url = image.url
             if url is None and record.later and self._store is not None:
                 url = await self._store.put(await raw_bytes(image), image.format or "png", record.request_id)
-            images.append(changed(image, data=None, b64=None, url=url))
+            images.append(image.linked(url))
         return changed(completed, images=tuple(images), response_format="url")
 
     # --- asked for later -------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Adapters decide by status and machine-readable codes. The provider's prose is on
 
 from __future__ import annotations
 
-import binascii
 import json
 import math
 import re
@@ -206,6 +205,7 @@ def field_of(location: object, names: Mapping[str, str]) -> str | None:
 
 _LINK = re.compile(r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]*(?:[/?][!-~]*)?")
 _MEDIA_TYPE = re.compile(r"image/([a-z0-9.+-]{1,20})(?:;.*)?", re.DOTALL)
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _ALIASES = {"jpg": "jpeg", "svg+xml": "svg"}
 
 
@@ -248,11 +248,15 @@ def inlined(
         value = Blob(text.encode("latin-1"))
     if not _is_base64(value):
         return None
-    return GeneratedImage(b64=value, plain=True, size=size, format=format, revised_prompt=revised_prompt)
+    return GeneratedImage(None, value, True, None, size, format, revised_prompt)
 
 
 def _is_base64(text: Blob) -> bool:
     """Whether this is standard base64 of something, padded, and nothing else. What it decodes to is not kept."""
+    if len(text) <= _SMALL:  # there, giving the interpreter lock away would cost more than the work
+        piece = bytes(text)
+        padding = piece.translate(None, _ALPHABET)
+        return piece != b"" and len(piece) % 4 == 0 and padding in (b"", b"=", b"==") and piece.endswith(padding)
     carried = b""  # of a group of four that goes on in the next piece
     made = padded = 0
     for piece in text:
@@ -267,7 +271,7 @@ def _is_base64(text: Blob) -> bool:
             if even and padded:
                 return False
             try:
-                decoded = len(_decoded(group[:even]))
+                decoded = len(pybase64.b64decode(group[:even], validate=True))
             except ValueError:
                 return False
             made += decoded
@@ -275,12 +279,6 @@ def _is_base64(text: Blob) -> bool:
             if padded > 2:  # the standard decoder lets a group of nothing but padding pass
                 return False
     return made > 0 and not carried
-
-
-def _decoded(text: memoryview) -> bytes:
-    if len(text) <= _SMALL:  # there, giving the interpreter lock away would cost more than the work
-        return binascii.a2b_base64(text, strict_mode=True)
-    return pybase64.b64decode(text, validate=True)
 
 
 def address(value: object) -> str | None:

@@ -24,7 +24,7 @@ from router.providers import answers, bodies, events, sizes
 from router.providers.base import Call, Flow, Hosted, Partial, Read
 from router.types import ImageRequest, ImageResult, Operation, Target, Warn
 
-_GPT_IMAGE = re.compile(r"(?:chat)?gpt-image")
+_GPT_IMAGE = ("gpt-image", "chatgpt-image")
 _TAKES_FIDELITY = re.compile(r"gpt-image-1(?:\.5|-mini)")  # openai-python 3.52.0: to be left out for gpt-image-2
 
 _RESERVED = frozenset(
@@ -109,7 +109,7 @@ class OpenAI(Hosted):
         if request.user is not None:
             fields["user"] = request.user
         known_as = target.sku or model  # a deployment at Azure has a name of its own
-        gpt = _GPT_IMAGE.match(known_as) is not None
+        gpt = known_as.startswith(_GPT_IMAGE)
         if gpt:
             fields.pop("response_format", None)  # always base64; the option is refused
             honoured.append("moderation")
@@ -302,7 +302,9 @@ def _stream_failure(response: httpx.Response, event: Mapping[str, Any]) -> Provi
 
 def _code(body: Mapping[str, Any]) -> str | None:
     """The most telling code of an error object: Azure hides the filter's in an inner error."""
-    error = answers.mapping(body.get("error"))
+    error = body.get("error")
+    if not isinstance(error, dict):
+        return answers.text(body.get("code"))
     for name in ("inner_error", "innererror"):
         inner = answers.text(answers.mapping(error.get(name)).get("code"))
         if inner in _REFUSALS:

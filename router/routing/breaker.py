@@ -142,7 +142,8 @@ class Breaker:
         """A success of a call that left as one of ``busy``. If it ends an ejection: the share of the recent failures
         that still counts, else None."""
         self.run = 0
-        self.proven = max(float(busy), self.proven + (PROVEN - self.proven) * PROVEN_FADES)
+        proven = self.proven + (PROVEN - self.proven) * PROVEN_FADES
+        self.proven = proven if proven > busy else float(busy)
         self._served += 1
         if self._served >= self.cap:
             self.cap += 1.0

@@ -49,16 +49,19 @@ class Budget:
     def arrival(self, now: float) -> None:
         """A request comes in: it earns a share of a look and of a rescue, more of one where requests are rare."""
         s = self._settings
-        gap = max(now - self._last, 0.0) if self._last is not None else 0.0
+        gap = now - self._last if self._last is not None and now > self._last else 0.0
         self._last = now
         self._count += 1
         self.rate = self.rate * math.exp(-gap / RATE_S) + 1.0 / RATE_S
-        share = min(max(s.explore_share, gap / s.explore_every_s), 0.1)
-        self.credit = min(self.credit + share, CREDIT)
-        self.rescues += max(s.rescue_share, gap / s.rescue_every_s)
+        looks, rescues = gap / s.explore_every_s, gap / s.rescue_every_s
+        if looks < s.explore_share:
+            looks = s.explore_share
+        credit = self.credit + (looks if looks < 0.1 else 0.1)
+        self.credit = credit if credit < CREDIT else CREDIT
+        self.rescues += rescues if rescues > s.rescue_share else s.rescue_share
 
     def chosen(self, cost: float, price: int) -> None:
-        share = max(0.01, 1.0 / max(self._count, 1))
+        share = 1.0 / self._count if self._count < 100 else 0.01  # there is one: it has arrived
         self.typical += (cost - self.typical) * share
         self.price += (price - self.price) * share
 
@@ -103,7 +106,8 @@ class Budget:
             self.rescues += 1.0
 
     def _fade(self, now: float) -> None:
-        keep = math.exp(-max(0.0, now - self._at) / SPEND_S)
-        self._at = max(self._at, now)
-        self.spend *= keep
-        self.waste *= keep
+        if now > self._at:
+            keep = math.exp((self._at - now) / SPEND_S)
+            self._at = now
+            self.spend *= keep
+            self.waste *= keep

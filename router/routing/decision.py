@@ -93,8 +93,12 @@ class Decision:
 
     def second(self, without: Collection[str] = ()) -> Row | None:
         """The best of the others that can take the request now, leaving some out."""
-        others = [row for row in self._able() if row is not self._chosen and row.target not in without]
-        return min(others, key=lambda row: row.index) if others else None
+        best: Row | None = None
+        for row in self._rows:
+            able = row.why is None and row is not self._chosen and row.target not in without
+            if able and (best is None or row.index < best.index):
+                best = row
+        return best
 
     @property
     def reason(self) -> str:

@@ -24,7 +24,7 @@ class Histogram:
 
     @classmethod
     def bucket(cls, seconds: float) -> int:
-        return math.ceil(math.log(max(seconds, 1e-6)) * cls._SCALE)
+        return math.ceil(math.log(seconds if seconds > 1e-6 else 1e-6) * cls._SCALE)
 
     def add(self, bucket: int) -> None:
         self.counts[bucket] = self.counts.get(bucket, 0) + 1

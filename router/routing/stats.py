@@ -215,9 +215,12 @@ class Pace:
         self.out[0] += 1.0
         self.out[1] += y
         error, fair, weight = self._update(y, 1.0)
-        self.weight = min(self.weight + 1.0, self._settings.memory)
-        self.var += (min(error * error, 9.0 * self.var) * fair - self.var) * weight / (self.weight + SIGMA_SAMPLES)
-        self.sigma = max(LEAST_SIGMA, math.sqrt(self.var))
+        n, memory, var = self.weight + 1.0, self._settings.memory, self.var
+        self.weight = n = n if n < memory else memory
+        square, most = error * error, 9.0 * var
+        self.var = var = var + ((square if square < most else most) * fair - var) * weight / (n + SIGMA_SAMPLES)
+        sigma = math.sqrt(var)
+        self.sigma = sigma if sigma > LEAST_SIGMA else LEAST_SIGMA
         return error * fair if weight > 0.5 else None
 
     def hear(self, y: float, n: float) -> None:
@@ -240,11 +243,13 @@ class Pace:
         off = _density(y - self._off_m, var + self._off_v)
         fit_well, fit_off = well / (well + odd), off / (off + odd)  # that it is no accident
         well, off = (1.0 - self._off_p) * (well + odd), self._off_p * (off + odd)
-        self._off_p = min(off / (well + off), SURE)
+        off /= well + off
+        self._off_p = off if off < SURE else SURE
         k = fit_off * self._off_v / (self._off_v + var)
         error_off = y - self._off_m
         self._off_m += k * error_off
-        self._off_v = max(self._off_v * (1.0 - k), self.var / OFF_SAMPLES)
+        left, least = self._off_v * (1.0 - k), self.var / OFF_SAMPLES
+        self._off_v = left if left > least else least
         k = fit_well * self._v / (self._v + var)
         error = y - self.mu
         fair = self.var / (self.var + self._v)
@@ -325,14 +330,16 @@ class Reliability:
             says += math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
             well, ill = 1.0, _odds(says - good * math.log(p) - bad * math.log(1.0 - p))
         q = self._ill
-        self._ill = q = min(q * ill / (q * ill + (1.0 - q) * well), SURE)
+        q = q * ill / (q * ill + (1.0 - q) * well)
+        self._ill = q = q if q < SURE else SURE
         self._good, self._bad = a + good, b + bad
         total = (good + bad) * (1.0 - q if self.n >= FIRM else 1.0)  # one must be known to be told from ill
-        self.n = min(self.n + total, self._settings.memory)
-        self.assumed = round(self._assumed / (self.n + FIRM), 4)
+        n, memory = self.n + total, self._settings.memory
+        self.n = n = n if n < memory else memory
+        self.assumed = round(self._assumed / (n + FIRM), 4)
         if total > 0.0:
-            self.well_p += (good / (good + bad) - p) * min(total / (self.n + FIRM), 1.0)
-            self.well_p = min(max(self.well_p, 0.02), 0.999)
+            p += (good / (good + bad) - p) * (total / (n + FIRM) if total < n + FIRM else 1.0)
+            self.well_p = 0.02 if p < 0.02 else p if p < 0.999 else 0.999
 
     def forget(self, keep: float) -> None:
         """Something is over: what is known of it counts for this share."""
@@ -418,8 +425,7 @@ class Arm:
 
     def refresh(self, now: float) -> None:
         """Bring the estimates up to ``now``."""
-        if now - self._at > AGE_S:
-            self._age(now)
+        self._age(now)
         pace = self.pace
         stuck = silence = 0.0
         running: list[tuple[float, float]] = []
@@ -452,21 +458,24 @@ class Arm:
 
     def touch(self) -> None:
         """Something changed: the estimates need a refresh soon."""
-        self.fresh_until = min(self.fresh_until, self._refreshed + HASTE_S * len(self.flights))
+        soon = self._refreshed + HASTE_S * len(self.flights)
+        if soon < self.fresh_until:
+            self.fresh_until = soon
 
     # -- learning
 
     def on_success(self, latency_s: float, work: Work, start: float, now: float) -> None:
         self._age(now)
         pace = self.pace
-        y = math.log(max(latency_s, 1e-4)) - self.law.load(work)
+        y = math.log(latency_s if latency_s > 1e-4 else 1e-4) - self.law.load(work)
         known = pace.weight >= 1.0
         error = pace.learn(y)
         if known and error is not None:
             self.law.learn(error, pace.var, work)
         self.successes += 1.0
         self.stalls -= self.stalls / self._stall_samples()
-        self._answered = max(self._answered, start)
+        if start > self._answered:
+            self._answered = start
         self._heard = now
         self.reliability.learn(1.0, 0.0)
         self.seen = now
@@ -545,8 +554,9 @@ class Arm:
         self.fresh_until = -math.inf
 
     def _age(self, now: float) -> None:
+        """Let the time pass that nobody has seen to yet; of many answers within a second, once."""
         dt = now - self._at
-        if dt <= 0.0:
+        if dt <= AGE_S:
             return
         self._at = now
         s = self._settings

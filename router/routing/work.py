@@ -79,7 +79,8 @@ class SizeLaw:
         kx, ky = gx / noise, gy / noise
         self._cov = a - kx * gx + 1e-6, b - kx * gy, c - ky * gy + 1e-6
         ex, ey = self.exponents
-        self.exponents = min(max(ex + kx * error, 0.0), 1.5), min(max(ey + ky * error, 0.0), 1.5)
+        ex, ey = ex + kx * error, ey + ky * error
+        self.exponents = 0.0 if ex < 0.0 else ex if ex < 1.5 else 1.5, 0.0 if ey < 0.0 else ey if ey < 1.5 else 1.5
         n, total = self._classes.get(work[2], (0.0, 0.0))
         if n or len(self._classes) < CLASSES:
             keep = 1.0 - 1.0 / MEMORY
