@@ -105,5 +105,6 @@ def test_what_was_learnt_survives_a_crash(steered: RouterProcess):
     steered.start()
     after = facts()
     assert 3.0 < after["samples"] <= before["samples"] + 0.01
-    assert after["p50_s"] == pytest.approx(before["p50_s"], rel=0.1)
+    assert after["basis"] == "measured"  # its pace is that of these samples, and goes on ageing while a router starts
+    assert after["hour"]["p50_s"] == before["hour"]["p50_s"]
     assert after["hour"]["classes"].keys() == before["hour"]["classes"].keys()

@@ -251,6 +251,21 @@ def test_a_restart_may_be_warmed_with_what_the_ledger_knows():
     assert facts["samples"] > 5
 
 
+def test_what_a_restart_believes_is_what_was_believed_before():
+    live, restarted, asked = selector(), selector(), request(preferences=Preferences(only=("a",)))
+    samples = []
+    for number, latency_s in enumerate((2.0, 9.0, 7.0, 8.0, 8.5)):
+        start = 10.0 * number
+        live.on_start("a/m", asked, start, str(number))
+        live.on_end(str(number), Outcome.success(latency_s), start + latency_s)
+        samples.append(Sample("a/m", "generate", 1, 1.0, Result.SUCCESS, latency_s, start + latency_s))
+    restarted.warm(samples, 50.0)
+    before, after = (each.snapshot(53.0)["a/m"]["generate"] for each in (live, restarted))
+    assert after["p50_s"] == pytest.approx(before["p50_s"], rel=1e-3)
+    assert after["p95_s"] == pytest.approx(before["p95_s"], rel=1e-3)
+    assert after["samples"] == before["samples"]
+
+
 @pytest.mark.parametrize("started", [0.0, 50_000.0])
 def test_what_the_ledger_knows_of_half_an_hour_ago_is_no_recent_evidence(started):
     """Wherever the clock stands: on a host that has just booted, the past has negative times."""
