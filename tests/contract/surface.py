@@ -401,8 +401,7 @@ def _(walk: Walk) -> None:
 
 @row("T3", "a client that leaves is counted as gone; what its pictures cost is booked; no provider is blamed")
 def _(walk: Walk) -> None:
-    order = {"provider": "gpu-fast", "fault": "delay", "params": {"seconds": 0.5}}
-    httpx.post(f"{walk.router.sandbox}/_control/faults", json=order)
+    walk.router.fault("gpu-fast", "delay", seconds=3)  # long enough to have left before the answer comes
     body = json.dumps({"model": "walk-draws-only", "prompt": "a lake", "size": SMALL}).encode()
     before = len(walk.router.left())
     with walk.connection() as connection:
