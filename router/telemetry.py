@@ -55,9 +55,9 @@ def _harmless(method: Method) -> Method:
     """An observer that fails must not fail the request it observed."""
 
     @functools.wraps(method)
-    def guarded(self: Telemetry, *facts: Any) -> None:
+    def guarded(self: Telemetry, *args: Any, **kwargs: Any) -> None:
         try:
-            method(self, *facts)
+            method(self, *args, **kwargs)
         except Exception:
             self.metrics.errors[()].inc()
 
