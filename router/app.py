@@ -529,13 +529,15 @@ class Steering:
         self._runtime = runtime
         self._targets = frozenset(target.key for target in runtime.settings.targets)
 
-    async def snapshot(self) -> Mapping[str, Any]:
-        """The live table, and of each target what the last hour measured. Requests are served in between: where many
-        classes of work are asked for, that takes milliseconds per target."""
+    async def snapshot(self, target: str | None = None) -> Mapping[str, Any]:
+        """The live table, or one target of it, and what the last hour measured of each. Requests are served in between:
+        where many classes of work are asked for, that takes milliseconds per target."""
         table = self._runtime.selector.snapshot(time.monotonic())
-        for target, operations in table.items():
+        if target is not None:
+            table = {target: table[target]} if target in table else {}
+        for name, operations in table.items():
             for operation, facts in operations.items():
-                facts["hour"] = await self._hour(operation, target)
+                facts["hour"] = await self._hour(operation, name)
         return table
 
     async def _hour(self, operation: str, target: str) -> Mapping[str, Any]:

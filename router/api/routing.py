@@ -21,7 +21,7 @@ from router.errors import RequestError
 class RoutingPort(Protocol):
     """The selector as far as operators see it."""
 
-    async def snapshot(self) -> Mapping[str, Any]: ...
+    async def snapshot(self, target: str | None = None) -> Mapping[str, Any]: ...
     def scope(self) -> Mapping[str, Any]: ...
     def knows(self, target: str) -> bool: ...
     async def steer(self, target: str, out: bool) -> Mapping[str, Any]: ...
@@ -54,7 +54,7 @@ class Drain(Guarded):
         if not self._port.knows(target):
             raise RequestError(404, f"There is no target {target[:80]!r}.", code="target_not_found", param="target")
         reach = await self._port.steer(target, self._out)
-        state = (await self._port.snapshot()).get(target, {})
+        state = (await self._port.snapshot(target)).get(target, {})
         body = {"target": target, "drained": self._out, "reach": reach, "state": state}
         await send_json(send, 200, orjson.dumps(body))
 

@@ -40,7 +40,7 @@ NAMED = {"name": "model"}
 class Steered:
     """Nothing to see, nothing to steer."""
 
-    async def snapshot(self) -> dict[str, Any]:
+    async def snapshot(self, target: str | None = None) -> dict[str, Any]:
         return {}
 
     def knows(self, target: str) -> bool:
