@@ -19,7 +19,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self.transport}  # type: ignore[dict-item]
+        self.scope["extensions"] = {CONNECTION: self.transport}  # type: ignore[dict-item]  # the server passes it on as it is
 
 
 async def serve(app: Starlette, host: str = "127.0.0.1", port: int = 0) -> tuple[int, Callable[[], Awaitable[None]]]:
