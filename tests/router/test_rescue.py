@@ -553,62 +553,59 @@ async def test_a_target_whose_failures_cost_nobody_knows_what_is_not_rescued(tmp
 STREAMS = CONFIG.replace("        sizes: {max_side:", "        streams: true\n        sizes: {max_side:")
 
 
+class Shown(list[Any]):
+    """What a streaming client has seen."""
+
+    async def emit(self, event: Any) -> None:
+        self.append(event)
+
+    @property
+    def partials(self) -> int:
+        return sum(isinstance(event, PartialImage) for event in self)
+
+
+async def partial(on_job: Any, on_partial: Any) -> ImageResult:
+    """A picture, shown in part before it is there."""
+    await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+    return made((1024, 1024))
+
+
 async def test_a_stream_that_has_shown_a_partial_picture_is_not_rescued(tmp_path: Path) -> None:
     async with Stage(tmp_path, STREAMS) as stage:
-        shown: list[Any] = []
-        going = asyncio.Event()
+        shown, going = Shown(), asyncio.Event()
 
-        async def emit(event: Any) -> None:
-            shown.append(event)
-
-        async def partial(on_job: Any, on_partial: Any) -> ImageResult:
-            await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
+        async def slow(on_job: Any, on_partial: Any) -> ImageResult:
+            result = await partial(on_job, on_partial)
             await going.wait()
-            return made((1024, 1024))
+            return result
 
-        stage.wire.answers["fal"] = [partial]
-        waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0, stream=True, partial_images=1), emit=emit))
+        stage.wire.answers["fal"] = [slow]
+        waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0, stream=True, partial_images=1), emit=shown.emit))
         stage.time.move(await stage.armed())
         await asyncio.sleep(0.01)
         going.set()
         await waiting
         assert [row.opening.role for row in stage.rows()] == ["first"]
-        assert [type(event) for event in shown].count(PartialImage) == 1
+        assert shown.partials == 1
 
 
 async def test_of_two_attempts_neither_shows_a_partial_picture(tmp_path: Path) -> None:
     async with Stage(tmp_path, STREAMS) as stage:
-        shown: list[Any] = []
-
-        async def emit(event: Any) -> None:
-            shown.append(event)
-
-        async def partial(on_job: Any, on_partial: Any) -> ImageResult:
-            await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
-            return made((1024, 1024))
-
+        shown = Shown()
         stage.wire.answers |= {"fal": [stage.hangs("fal")], "gpu-fast": [partial]}
-        waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0, stream=True, partial_images=1), emit=emit))
+        waiting = asyncio.create_task(stage.run(ask(deadline_s=40.0, stream=True, partial_images=1), emit=shown.emit))
         stage.time.move(await stage.armed())
         assert (await waiting).executed_model == "gpu-fast/flux"
-        assert [type(event) for event in shown].count(PartialImage) == 0
+        assert shown.partials == 0
 
 
 async def test_a_stream_shows_the_partial_pictures_of_the_target_that_comes_next(tmp_path: Path) -> None:
     async with Stage(tmp_path, STREAMS) as stage:
-        shown: list[Any] = []
-
-        async def emit(event: Any) -> None:
-            shown.append(event)
-
-        async def partial(on_job: Any, on_partial: Any) -> ImageResult:
-            await on_partial(Partial(GeneratedImage(data=png(64, 64)), 0))
-            return made((1024, 1024))
-
+        shown = Shown()
         stage.wire.answers |= {"fal": [ProviderError(ErrorKind.SERVER_ERROR, "broken")], "gpu-fast": [partial]}
-        completed = await stage.run(ask(stream=True, partial_images=1), emit=emit)
+        completed = await stage.run(ask(stream=True, partial_images=1), emit=shown.emit)
         assert completed.executed_model == "gpu-fast/flux"
-        assert [type(event) for event in shown].count(PartialImage) == 1
+        assert shown.partials == 1
 
 
 async def test_nothing_waits_any_more_when_an_answer_came_in_time(stage: Stage) -> None:
